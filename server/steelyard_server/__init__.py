@@ -1,0 +1,1 @@
+"""The daemon: journals loss histories, draws batches, serves them over gRPC."""
