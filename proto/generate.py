@@ -3,8 +3,8 @@
     python proto/generate.py            writes client/steelyard/v1 and server/steelyard_server/disk/v1
     python proto/generate.py --check    writes nothing; exit 1 and the list when what is committed differs
 
-Runs under the tools of dependency group `gen`. Each package folder with protos is owned by this script as far as its
-generated files go: what no proto makes any more is removed.
+Runs under the tools of dependency group `gen`. Generated files belong to this script: what no proto makes any
+more is removed.
 """
 
 import argparse
@@ -36,7 +36,10 @@ def main() -> int:
         print(f"{'stale' if check else 'removed' if path in stale else 'wrote'} {path}")
     if check:
         if stale or changed:
-            print("generated code differs from proto/: run `make gen` and commit what it writes", file=sys.stderr)
+            print(
+                "generated code differs from proto/: run `make gen` and commit what it writes",
+                file=sys.stderr,
+            )
         return 1 if stale or changed else 0
     for path in stale:
         (ROOT / path).unlink()
@@ -64,7 +67,12 @@ def protoc(protos: list[str], out: Path) -> None:
     plugin = Path(sys.executable).parent / "protoc-gen-mypy_grpc"
     well_known = importlib.resources.files("grpc_tools") / "_proto"
     command = [sys.executable, "-W", "ignore", "-m", "grpc_tools.protoc", f"-I{PROTO}", f"-I{well_known}"]
-    command += [f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}", f"--mypy_grpc_out={out}"]
+    command += [
+        f"--python_out={out}",
+        f"--pyi_out={out}",
+        f"--grpc_python_out={out}",
+        f"--mypy_grpc_out=quiet:{out}",
+    ]
     command += [f"--plugin=protoc-gen-mypy_grpc={plugin}", *protos]
     finished = subprocess.run(command, check=False)
     if finished.returncode:

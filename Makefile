@@ -1,0 +1,93 @@
+# The dev loop. Needs Python 3.11 or newer and make; everything else is installed into .venv.
+#
+#   make demo    train a language model through a real server, kill the server, print the comparison
+#   make test    all tests
+#   make check   format, lint, types, generated code, schema
+#   make bench   benchmarks
+#   make gen     generate code from proto/
+#
+#   make release-schema   take today's protos as what later ones must stay compatible with
+#   make clean            remove .venv and the caches
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+GEN := $(VENV)/gen/bin/python
+BUF := $(VENV)/buf/node_modules/.bin/buf
+
+TORCH := torch==2.13.0
+BUF_VERSION := 1.75.0
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+JOBS ?= 2
+SOURCES := client server tests proto $(wildcard trainer_example)
+
+.DELETE_ON_ERROR:
+.PHONY: demo test check bench gen release-schema clean lint types generated schema
+
+demo: $(VENV)/ready
+	$(PY) trainer_example/demo.py
+
+test: $(VENV)/ready
+	$(PY) -m pytest -n $(JOBS) $(ARGS)
+
+check: lint types generated schema
+
+bench: $(VENV)/ready
+	$(PY) tests/benchmarks/run.py $(ARGS)
+
+gen: $(VENV)/gen/ready
+	$(GEN) proto/generate.py
+
+lint: $(VENV)/ready
+	$(PY) -m ruff format --check $(SOURCES)
+	$(PY) -m ruff check $(SOURCES)
+
+# The packages and the example strictly; tests without the duty to annotate themselves.
+types: $(VENV)/ready
+	$(PY) -m mypy
+	$(if $(wildcard trainer_example/*.py),$(PY) -m mypy trainer_example/*.py)
+	$(PY) -m mypy --config-file tests/mypy.ini tests
+
+generated: $(VENV)/gen/ready
+	$(GEN) proto/generate.py --check
+
+# buf comes from npm. Without npm the schema goes unchecked here, but not in CI.
+ifneq ($(shell command -v npm 2>/dev/null),)
+schema: $(VENV)/buf/ready
+	$(BUF) lint proto
+	$(BUF) breaking proto --against proto/released.binpb
+else ifeq ($(CI),true)
+schema:
+	@echo "schema: npm was not found, and CI must run buf" >&2; exit 1
+else
+schema:
+	@echo "schema: npm was not found, so buf did not check proto/ (CI does)"
+endif
+
+release-schema: $(VENV)/buf/ready
+	$(BUF) build proto --exclude-source-info -o proto/released.binpb
+
+clean:
+	rm -rf $(VENV) .cache .hypothesis build dist
+
+$(PY):
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("Python 3.11 or newer is needed; $(PYTHON) is %d.%d: make PYTHON=..." % v)'
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and by itself: what the project's own ranges ask for later is then satisfied and pulls nothing else.
+$(VENV)/ready: pyproject.toml Makefile | $(PY)
+	$(PY) $(PIP_INSTALL) --upgrade "pip>=25.1"
+	$(PY) $(PIP_INSTALL) $(TORCH)
+	$(PY) $(PIP_INSTALL) --editable ".[server,torch]" --group dev
+	@touch $@
+
+# Apart from the rest, because the pinned generator keeps to an older protobuf.
+$(VENV)/gen/ready: pyproject.toml Makefile | $(PY)
+	$(PY) -m venv $(VENV)/gen
+	$(GEN) $(PIP_INSTALL) --upgrade "pip>=25.1"
+	$(GEN) $(PIP_INSTALL) --group gen
+	@touch $@
+
+$(VENV)/buf/ready: Makefile | $(PY)
+	npm install --silent --no-save --prefix $(VENV)/buf @bufbuild/buf@$(BUF_VERSION)
+	@touch $@
