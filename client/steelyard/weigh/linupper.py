@@ -1,0 +1,25 @@
+"""LinUpper: the more loss the more weight, up to the middle of the range; all above it count the same.
+
+    f(h) = min(h + d, d)
+
+Source: "linupper" in the authors' language model code, called "upper" in their FSDP code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from steelyard.weigh.rule import Array
+from steelyard.weigh.seed import SeedRule
+
+
+@dataclass(frozen=True)
+class LinUpper(SeedRule):
+    """Down-weights losses below the middle of the range; weights differ by exp(delta / r) at most."""
+
+    method = "linupper"
+
+    def score(self, xp: Any, h: Array) -> Array:
+        """min(h + d, d)."""
+        return xp.where(h < 0.0, h + self.delta, self.delta)
