@@ -1,0 +1,237 @@
+"""The daemon's configuration: one frozen, validated value from flags, environment and file.
+
+    settings = load({"data_dir": "/var/lib/steelyard"}, config=Path("steelyard.toml"), environ=os.environ)
+
+A flag is stronger than STEELYARD_<NAME> in the environment, which is stronger than the file. `Settings(...)` itself
+reads neither environment nor file: an embedded server is what its caller says.
+"""
+
+import difflib
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+MIB = 1 << 20
+PREFIX = "STEELYARD_"
+
+# Of this prefix, but not the daemon's: the address that the client verbs ask, and what Kubernetes puts into every
+# pod beside a Service named steelyard.
+_FOREIGN = re.compile(
+    r"ADDRESS|(.+_)?SERVICE_(HOST|PORT)(_.+)?|(.+_)?PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?"
+)
+
+
+class ConfigError(ValueError):
+    """A configuration that is refused. The message has one line per fault: what was expected, what came, whence."""
+
+
+class Settings(BaseSettings):
+    """How `steelyard serve` runs. The text under each field is also the help of its flag."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    data_dir: Path
+    """Folder of the LMDB environment; made if it is not there. One server at a time may hold it."""
+
+    listen: str = "127.0.0.1:7077"
+    """Where gRPC is served: HOST:PORT, [IPV6]:PORT or unix:PATH. Port 0 takes a free one; see port_file."""
+
+    http: str | None = None
+    """Where metrics and health are served over HTTP: HOST:PORT. Not served unless given."""
+
+    port_file: Path | None = None
+    """Written when the server answers, with the gRPC port in decimal and a newline; removed at a clean exit."""
+
+    insecure: bool = False
+    """Allow plaintext on an address that is not loopback. Whoever reaches it can read, spoil and delete every run."""
+
+    durability: Literal["sync", "interval"] = "sync"
+    """sync: acknowledged after an fsync. interval: after a write; a power cut may lose the last interval, kill -9
+    nothing."""
+
+    durability_interval_seconds: float = Field(default=1.0, gt=0, le=3600, allow_inf_nan=False)
+    """Longest time between two fsyncs under durability interval."""
+
+    grace_seconds: float = Field(default=30.0, ge=0, le=86400, allow_inf_nan=False)
+    """From SIGTERM to exit: the time in which reports in flight are taken and a checkpoint is written."""
+
+    max_message_bytes: ByteSize = Field(default=ByteSize(16 * MIB), ge=64 << 10, le=(1 << 31) - 1)
+    """Largest message accepted; a larger one is RESOURCE_EXHAUSTED. A report of 16 MiB holds 4 million losses."""
+
+    map_size_bytes: ByteSize = Field(default=ByteSize(1 << 30), ge=MIB)
+    """Address space that LMDB maps at first. It grows by itself and takes no disk before it is used."""
+
+    max_map_size_bytes: ByteSize = Field(default=ByteSize(1 << 40), ge=MIB)
+    """Where growth of the map ends: writes are refused beyond it, reads and draws already made go on."""
+
+    checkpoint_interval_seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False)
+    """Longest time between two checkpoints of a run that changes: bounds what recovery replays."""
+
+    checkpoint_journal_bytes: ByteSize = Field(default=ByteSize(256 * MIB), ge=MIB)
+    """A run whose journal has grown by this much since its last checkpoint gets one early."""
+
+    threads: int = Field(default=256, ge=4, le=65536)
+    """Threads that answer calls. An open trainers' stream holds one, so ranks connected at once stay below this."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged."""
+
+    log_format: Literal["console", "json"] = "console"
+    """console: for eyes. json: one object a line, for collectors."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+    @field_validator("listen")
+    @classmethod
+    def _listen_is_an_address(cls, value: str) -> str:
+        if not (value.startswith("unix:") and value != "unix:"):
+            _host_and_port(value, "HOST:PORT, [IPV6]:PORT or unix:PATH")
+        return value
+
+    @field_validator("http")
+    @classmethod
+    def _http_is_an_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            _host_and_port(value, "HOST:PORT or [IPV6]:PORT")
+        return value
+
+    @model_validator(mode="after")
+    def _refuse_what_does_not_fit_together(self) -> Self:
+        for name, address in (("listen", self.listen), ("http", self.http)):
+            if address is not None and not self.insecure and not is_loopback(address):
+                raise ValueError(
+                    f"{name} = {address!r} is not a loopback address, and the server speaks plaintext: expected"
+                    " 127.0.0.1, ::1, localhost or (listen) unix:PATH, or insecure to be set"
+                )
+        if self.map_size_bytes > self.max_map_size_bytes:
+            raise ValueError(
+                f"expected map_size_bytes <= max_map_size_bytes, got {int(self.map_size_bytes)} and"
+                f" {int(self.max_map_size_bytes)}"
+            )
+        return self
+
+
+def load(
+    flags: Mapping[str, Any], config: Path | None = None, environ: Mapping[str, str] | None = None
+) -> Settings:
+    """The configuration from `flags` (None: not given), `environ` (default: the process's) and the TOML file `config`.
+
+    Raises ConfigError for a file that cannot be read, an unknown key or variable (naming the nearest known one), a
+    value that is out of range, and values that do not fit together.
+    """
+    sources = {
+        "file": _from_file(config),
+        "environment": _from_environment(os.environ if environ is None else environ),
+        "flags": {name: value for name, value in flags.items() if value is not None},
+    }
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for source, given in sources.items():
+        values |= given
+        origin |= dict.fromkeys(given, source)
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(fault, origin, config) for fault in error.errors())) from None
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches `address` (HOST:PORT, [IPV6]:PORT or unix:PATH). A name other than localhost
+    may resolve to anything, so it does not count.
+    """
+    if address.startswith("unix:"):
+        return True
+    host, _ = _host_and_port(address, "HOST:PORT")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _host_and_port(address: str, expected: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]\s/]+)):(\d{1,5})", address)
+    if match is None or int(match[3]) > 65535:
+        raise ValueError(f"expected {expected}, got {address!r}")
+    return match[1] or match[2], int(match[3])
+
+
+def _from_file(config: Path | None) -> dict[str, Any]:
+    if config is None:
+        return {}
+    try:
+        values = tomllib.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {config}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{config} is not TOML: {error}") from None
+    for key in values:
+        if key not in Settings.model_fields:
+            raise ConfigError(f"unknown key {key!r} in {config}{_nearest(key, Settings.model_fields)}")
+    return values
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    known = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    values: dict[str, str] = {}
+    for variable, value in environ.items():
+        if not variable.startswith(PREFIX) or _FOREIGN.fullmatch(variable.removeprefix(PREFIX)):
+            continue
+        if variable not in known:
+            raise ConfigError(f"unknown environment variable {variable}{_nearest(variable, known)}")
+        if value:
+            values[known[variable]] = value
+    return values
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
+
+
+def _explain(fault: ErrorDetails, origin: Mapping[str, str], config: Path | None) -> str:
+    """One line for one of pydantic's faults: the field, where its value came from, the value and the rule."""
+    message = fault["msg"].removeprefix("Value error, ")
+    if not fault["loc"]:
+        return message
+    name = str(fault["loc"][0])
+    if fault["type"] == "missing":
+        return f"{name} is needed: {_flag(name)}, {PREFIX}{name.upper()} or a key of the --config file"
+    if fault["type"] == "extra_forbidden":
+        return f"unknown setting {name!r}{_nearest(name, Settings.model_fields)}"
+    whence = {
+        "flags": f"from {_flag(name)}",
+        "environment": f"from {PREFIX}{name.upper()}",
+        "file": f"from {config}",
+    }[origin[name]]
+    return f"{name} = {fault['input']!r} ({whence}): {message[0].lower()}{message[1:]}"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
