@@ -1,0 +1,3 @@
+"""What the daemon keeps: LMDB behind one writer thread, journals, checkpoints, per-example history, the
+registry.
+"""

@@ -1,0 +1,48 @@
+"""Errors of the store.
+
+StoreError
+├── StoreBusy         another process (or this one) holds the directory
+├── StoreTooNew       a newer Steelyard wrote the directory
+├── StoreFull         the map may grow no further: nothing of the write was applied
+├── StoreFailed       the outcome of a write is unknown, or the store cannot be used right now
+├── StoreOverloaded   the queue stayed full: the write was not accepted
+└── RecordDamaged     what is stored at `place` is not what was written there
+"""
+
+from __future__ import annotations
+
+
+class StoreError(Exception):
+    """Anything that the store can say. The message is for an operator."""
+
+
+class StoreBusy(StoreError):
+    """The directory is held by another opener. Nothing was touched."""
+
+
+class StoreTooNew(StoreError):
+    """The directory has a newer format version than this program knows. Nothing was touched."""
+
+
+class StoreFull(StoreError):
+    """The map reached max_map_size. The write was not applied."""
+
+
+class StoreFailed(StoreError):
+    """A commit failed, so its outcome is unknown until what is held in memory has been loaded again."""
+
+
+class StoreOverloaded(StoreError):
+    """The write queue stayed full for the whole deadline. The write was not accepted."""
+
+
+class RecordDamaged(StoreError):
+    """What is stored at `place` failed its check; it was not returned. Other places can still be read."""
+
+    def __init__(self, place: str, why: str = "it fails its checksum") -> None:
+        super().__init__(place, why)
+        self.place = place
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.why}"

@@ -1,0 +1,52 @@
+"""One opener a directory: LMDB's own lock lets several processes write, which two daemons must not."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import weakref
+from pathlib import Path
+
+from .errors import StoreBusy
+
+_held: weakref.WeakSet[LockFile] = weakref.WeakSet()
+
+
+class LockFile:
+    """Holds `directory`/LOCK until `release` or the end of the process. StoreBusy names the holder.
+
+    A forked child lets go of its copy at once, or it would hold the directory after its parent was killed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._descriptor = os.open(directory / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(self._descriptor)
+            raise StoreBusy(
+                f"{directory} is held by process {holder}; one process at a time may open it"
+            ) from None
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+        _held.add(self)
+
+    def release(self) -> None:
+        """Lets others in. Idempotent."""
+        if self._descriptor >= 0:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            self._forget()
+
+    def _forget(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _forget_all() -> None:
+    for lock in list(_held):
+        lock._forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)

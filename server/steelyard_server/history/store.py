@@ -1,0 +1,764 @@
+"""The one module that knows LMDB: tables of bytes, one writer thread, commits in groups.
+
+    callers → write() → queue → writer thread → one transaction for all that waits → fsync → callbacks, in
+    order
+
+Why one thread: LMDB binds a write transaction to its thread and admits one at a time, and one fsync for many
+writes is what makes `sync` affordable. LMDB is always in its default, synchronous mode; the faster ones lose
+or damage data when the power goes. Durability `interval` acknowledges from the tail file (tail.py) and
+commits later.
+
+A commit that fails has an unknown outcome: what was queued is answered with StoreFailed, `generation` moves
+on, the environment is closed, reopened and probed until a commit of the same size succeeds. No restart is
+needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import lmdb
+
+from .errors import (
+    RecordDamaged,
+    StoreBusy,
+    StoreError,
+    StoreFailed,
+    StoreFull,
+    StoreOverloaded,
+    StoreTooNew,
+)
+from .gate import Gate
+from .lockfile import LockFile
+from .ops import Delete, DeleteRange, Fence, Op, Put, Table, check, u64, weight
+from .tail import Tail
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Delete",
+    "DeleteRange",
+    "Durability",
+    "Fence",
+    "Op",
+    "Put",
+    "RecordDamaged",
+    "Store",
+    "StoreBusy",
+    "StoreError",
+    "StoreFailed",
+    "StoreFull",
+    "StoreOverloaded",
+    "StoreStats",
+    "StoreTooNew",
+    "Table",
+]
+
+FORMAT_VERSION = 1
+"""Of everything below the directory. A newer one is refused; raise it when an older program would misread."""
+
+Durability = Literal["sync", "interval"]
+OnDurable = Callable[[BaseException | None], None]
+
+MAX_GROUP_BYTES = 64 << 20
+MAX_GROUP_WRITES = 4096
+MAX_PROBE_BYTES = 4 << 20
+GROW_ABOVE = 0.6
+MIN_MAP_SIZE = 64 << 10
+"""Also the unit: a multiple of every page size in use."""
+WAIT_SECONDS = 60.0
+"""How long a caller waits for the writer before it is told so: commits, reads that need a flush, closing."""
+
+_FORMAT = b"format"
+_EPOCH = b"tail-epoch"
+_PROBE = b"probe"
+_FAILURES = (lmdb.Error, OSError, StoreFailed)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """Sizes in bytes. `used_bytes` is the high-water mark of the file, freed pages included."""
+
+    map_size: int
+    used_bytes: int
+    commits: int
+    last_commit_seconds: float
+    queue_bytes: int
+    tail_bytes: int
+
+
+@dataclass(slots=True)
+class _Write:
+    ops: Sequence[Op]
+    on_durable: OnDurable
+    now: bool
+    size: int
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What the tail has acknowledged and LMDB has not. `epoch` is the one that its commit will write."""
+
+    epoch: int
+    puts: list[Put] = field(default_factory=list)
+    size: int = 0
+    due: float = 0.0
+
+
+class Store:
+    """Tables of bytes in one directory. For any thread of the process that opened it."""
+
+    def __init__(
+        self,
+        directory: Path,
+        durability: Durability,
+        interval: float,
+        map_size: int,
+        max_map_size: int,
+        max_queue_bytes: int,
+    ) -> None:
+        """Use Store.open."""
+        self._directory = directory
+        self._durability = durability
+        self._interval = interval
+        self._map_size = map_size - map_size % MIN_MAP_SIZE
+        self._max_map_size = max(self._map_size, max_map_size - max_map_size % MIN_MAP_SIZE)
+        self._max_queue_bytes = max_queue_bytes
+        self._process = os.getpid()
+        self._gate = Gate()
+        self._env: lmdb.Environment | None = None
+        self._tables: dict[Table, lmdb._Database] = {}
+        # Guards everything below; the writer alone touches _pending and _tail.
+        self._changed = threading.Condition()
+        self._queue: deque[_Write] = deque()
+        self._serving: deque[_Write] = deque()
+        self._queue_bytes = 0
+        self._stopping = False
+        self._full: StoreFull | None = None
+        # How many of _serving go one by one: as one transaction they were too big for the map.
+        self._singly = 0
+        self._flush_wanted = False
+        self._healthy = False
+        self._generation = 0
+        self._tailed = 0
+        self._settled = 0
+        self._commits = 0
+        self._last_commit_seconds = 0.0
+        self._lock = LockFile(directory)
+        self._tail = Tail(directory / "tail")
+        self._pending = _Pending(epoch=1)
+        self._thread = threading.Thread(target=self._run, name=f"store-writer {directory}", daemon=True)
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        *,
+        durability: Durability = "sync",
+        interval: float = 1.0,
+        map_size: int = 1 << 30,
+        max_map_size: int = 1 << 40,
+        max_queue_bytes: int = 256 << 20,
+    ) -> Store:
+        """Opens or creates the store in `directory` and takes in what a killed process left in the tail.
+
+        StoreBusy: another opener holds it. StoreTooNew: a newer program wrote it. StoreFailed: it cannot be
+        opened or written. `interval` is in seconds.
+        """
+        if durability not in ("sync", "interval"):
+            raise ValueError(f'durability must be "sync" or "interval", not {durability!r}')
+        if map_size < MIN_MAP_SIZE:
+            raise ValueError(f"map_size must be at least {MIN_MAP_SIZE} bytes, not {map_size}")
+        if not interval > 0:
+            raise ValueError(f"interval must be a number of seconds above 0, not {interval}")
+        directory.mkdir(parents=True, exist_ok=True)
+        store = cls(directory, durability, interval, map_size, max_map_size, max_queue_bytes)
+        try:
+            store._start()
+        except BaseException:
+            store._release()
+            raise
+        return store
+
+    @property
+    def healthy(self) -> bool:
+        """False from a failed commit until one has succeeded again; reads and writes fail meanwhile."""
+        return self._healthy
+
+    @property
+    def generation(self) -> int:
+        """Moves on whenever a write was lost or doubtful: what is held in memory must be loaded again."""
+        return self._generation
+
+    def write(self, ops: Sequence[Op], on_durable: OnDurable, *, now: bool = False) -> None:
+        """Queues `ops` as one transaction, behind all that was queued before.
+
+        `on_durable` is called once, from the writer thread, in queue order: with None when the ops are
+        durable, or with the StoreError. It must be quick, and must not read the store or wait for it. `now`
+        asks for LMDB's own commit where durability is `interval`. Blocks while the queue is full;
+        StoreOverloaded after WAIT_SECONDS, and StoreError when the store is closed: then `on_durable` is not
+        called.
+        """
+        self._check_process()
+        for op in ops:
+            check(op)
+        write = _Write(ops, on_durable, now, sum(map(weight, ops)))
+        with self._changed:
+            self._await_room(write.size)
+            self._queue.append(write)
+            self._queue_bytes += write.size
+            self._changed.notify_all()
+
+    def commit(self, ops: Sequence[Op]) -> None:
+        """Writes `ops` now and waits. StoreError as on_durable would get; StoreFailed also when it takes too
+        long.
+        """
+        if threading.current_thread() is self._thread:
+            raise StoreError(
+                "commit() was called from a durability callback; the writer cannot wait for itself"
+            )
+        done = threading.Event()
+        outcome: list[BaseException | None] = []
+
+        def settle(error: BaseException | None) -> None:
+            outcome.append(error)
+            done.set()
+
+        self.write(ops, settle, now=True)
+        if not done.wait(WAIT_SECONDS):
+            raise StoreFailed(
+                f"{len(ops)} ops were not durable within {WAIT_SECONDS} s; they may yet become so"
+            )
+        if outcome[0] is not None:
+            raise outcome[0]
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """The value under `key`, or None."""
+        with self._reading() as (txn, tables):
+            return txn.get(key, db=tables[table])
+
+    def get_many(self, table: Table, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values under `keys`, all as of one moment."""
+        with self._reading() as (txn, tables):
+            return [txn.get(key, db=tables[table]) for key in keys]
+
+    def scan(
+        self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False, limit: int | None = None
+    ) -> list[tuple[bytes, bytes]]:
+        """Rows of [start, stop) in key order, or from the last one down: at most `limit`. Page with it."""
+        with self._reading() as (txn, tables), txn.cursor(db=tables[table]) as cursor:
+            return [(key, cursor.value()) for key in _walk(cursor, start, stop, reverse, limit)]
+
+    def keys(
+        self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False, limit: int | None = None
+    ) -> list[bytes]:
+        """As scan, without reading the values."""
+        with self._reading() as (txn, tables), txn.cursor(db=tables[table]) as cursor:
+            return list(_walk(cursor, start, stop, reverse, limit))
+
+    def last_of(
+        self, table: Table, ranges: Sequence[tuple[bytes, bytes]]
+    ) -> list[tuple[bytes, bytes] | None]:
+        """The last row of each [start, stop), all as of one moment."""
+        with self._reading() as (txn, tables), txn.cursor(db=tables[table]) as cursor:
+            return [_last(cursor, start, stop) for start, stop in ranges]
+
+    def stats(self) -> StoreStats:
+        """Figures of this moment. Never waits for the disk."""
+        self._check_process()
+        with self._gate.shared(WAIT_SECONDS):
+            used = _used_bytes(self._env) if self._env is not None else 0
+        with self._changed:
+            return StoreStats(
+                map_size=self._map_size,
+                used_bytes=used,
+                commits=self._commits,
+                last_commit_seconds=self._last_commit_seconds,
+                queue_bytes=self._queue_bytes,
+                tail_bytes=self._tail.size,
+            )
+
+    def close(self, timeout: float = WAIT_SECONDS) -> None:
+        """Commits what is queued, then lets the directory go. Idempotent.
+
+        StoreFailed when the writer does not finish within `timeout` seconds; the directory stays held then.
+        """
+        self._check_process()
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise StoreFailed(
+                f"{self._directory}: {self._queue_bytes} bytes were still queued after {timeout} s"
+            )
+        self._release()
+
+    # Callers' side.
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise StoreError(
+                f"{self._directory} was opened by process {self._process}; "
+                f"a forked child ({os.getpid()}) may not use it"
+            )
+
+    def _await_room(self, size: int) -> None:
+        def has_room() -> bool:
+            return self._stopping or not self._queue or self._queue_bytes + size <= self._max_queue_bytes
+
+        # The writer must not wait for itself.
+        patience = 0.0 if threading.current_thread() is self._thread else WAIT_SECONDS
+        if not self._changed.wait_for(has_room, patience):
+            raise StoreOverloaded(
+                f"{self._queue_bytes} bytes were queued for {patience} s; "
+                f"a write of {size} bytes would pass the limit of {self._max_queue_bytes}"
+            )
+        if self._stopping:
+            raise StoreError(f"{self._directory} is closed")
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[tuple[lmdb.Transaction[bytes], dict[Table, lmdb._Database]]]:
+        """A short read transaction. In `interval`, commits first what the tail alone holds: about a
+        millisecond.
+        """
+        self._check_process()
+        self._settle()
+        with self._gate.shared(WAIT_SECONDS):
+            if self._env is None or not self._healthy:
+                raise StoreFailed(f"{self._directory} cannot be read until a commit has succeeded again")
+            try:
+                with self._env.begin() as txn:
+                    yield txn, self._tables
+            except lmdb.Error as error:
+                raise RecordDamaged(f"{self._directory}", f"LMDB could not read: {error}") from error
+
+    def _settle(self) -> None:
+        with self._changed:
+            target = self._tailed
+            if self._settled >= target:
+                return
+            if threading.current_thread() is self._thread:
+                raise StoreError("a durability callback read the store; the writer cannot wait for itself")
+            self._flush_wanted = True
+            self._changed.notify_all()
+
+            def settled() -> bool:
+                return self._settled >= target or not self._healthy or self._full is not None
+
+            if not self._changed.wait_for(settled, WAIT_SECONDS):
+                raise StoreFailed(
+                    f"acknowledged writes were not committed within {WAIT_SECONDS} s; cannot read yet"
+                )
+            if self._settled < target and self._full is not None:
+                raise self._full
+
+    # Opening, reopening, letting go.
+
+    def _start(self) -> None:
+        try:
+            self._refuse_newer()
+            self._open_environment()
+            self._take_in_tail()
+        except _FAILURES as error:
+            raise StoreFailed(f"{self._directory} could not be opened: {error}") from error
+        self._healthy = True
+        self._thread.start()
+
+    def _refuse_newer(self) -> None:
+        if not (self._directory / "data.mdb").exists():
+            return
+        env = lmdb.open(
+            str(self._directory), max_dbs=len(Table), readonly=True, lock=False, map_size=self._map_size
+        )
+        try:
+            with env.begin() as txn:
+                if txn.stat()["entries"] == 0:
+                    return
+                found = txn.get(_FORMAT, db=env.open_db(Table.META.encode(), txn=txn, create=False))
+        except lmdb.NotFoundError:
+            found = None
+        finally:
+            env.close()
+        if found is None:
+            raise StoreFailed(
+                f"{self._directory}/data.mdb has no format version: it is not a Steelyard store"
+            )
+        version = int.from_bytes(found, "big")
+        if version > FORMAT_VERSION:
+            raise StoreTooNew(
+                f"{self._directory} has format {version}; this program knows {FORMAT_VERSION} and older"
+            )
+
+    def _open_environment(self) -> None:
+        env = lmdb.open(
+            str(self._directory),
+            map_size=self._map_size,
+            max_dbs=len(Table),
+            max_readers=512,
+            max_spare_txns=8,
+        )
+        self._env = env
+        self._map_size = max(self._map_size, env.info()["map_size"])
+        with env.begin(write=True) as txn:
+            self._tables = {table: env.open_db(table.encode(), txn=txn) for table in Table}
+            if txn.get(_FORMAT, db=self._tables[Table.META]) is None:
+                txn.put(_FORMAT, u64(FORMAT_VERSION), db=self._tables[Table.META])
+        for place in (self._directory, self._directory.parent):
+            _sync_directory(place)
+
+    def _take_in_tail(self) -> None:
+        """Commits what the tail of a killed process holds."""
+        self._pending = _Pending(self._committed_epoch() + 1)
+        self._pending.puts = self._tail.read(self._pending.epoch)
+        self._pending.size = sum(map(weight, self._pending.puts))
+        self._flush()
+
+    def _committed_epoch(self) -> int:
+        assert self._env is not None
+        with self._env.begin() as txn:
+            return int.from_bytes(txn.get(_EPOCH, default=b"", db=self._tables[Table.META]), "big")
+
+    def _release(self) -> None:
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+        self._healthy = False
+        self._tail.close()
+        self._lock.release()
+
+    # The writer thread.
+
+    def _run(self) -> None:
+        try:
+            while self._take():
+                self._serve()
+            if self._healthy:
+                self._guarded_flush([])
+            self._answer(
+                self._drain(), StoreFailed(f"{self._directory} was closed before it could write again")
+            )
+        except BaseException as error:
+            log.exception("%s: the writer died", self._directory)
+            self._mark_failed()
+            self._stopping = True
+            self._answer(self._drain(), StoreFailed(f"the writer of {self._directory} died: {error!r}"))
+
+    def _take(self) -> bool:
+        """Moves the next writes, oldest first, to `_serving`; none when it is time to flush.
+
+        False when the store is closed and nothing waits.
+        """
+        with self._changed:
+            while not self._queue:
+                wait = self._pending.due - time.monotonic() if self._pending.puts else None
+                if (self._flush_wanted and self._pending.puts) or (wait is not None and wait <= 0):
+                    return True
+                self._flush_wanted = False
+                if self._stopping:
+                    return False
+                self._changed.wait(wait)
+            size = 0
+            while self._queue and len(self._serving) < MAX_GROUP_WRITES and size < MAX_GROUP_BYTES:
+                self._serving.append(self._queue.popleft())
+                size += self._serving[-1].size
+            self._queue_bytes -= size
+            self._changed.notify_all()
+            return True
+
+    def _serve(self) -> None:
+        """Applies what was taken, in order. Every write of it is answered, whatever happens."""
+        while self._serving and self._healthy:
+            tailed = self._may_wait(self._serving[0])
+            batch = self._refuse_fenced(self._next_batch(tailed))
+            if not batch:
+                continue
+            if tailed and not self._full:
+                self._append_to_tail(batch)
+            elif self._guarded_flush(batch):
+                self._commit_batch(batch)
+        if self._healthy and self._pending.puts and self._flush_due():
+            self._guarded_flush([])
+
+    def _next_batch(self, tailed: bool) -> list[_Write]:
+        batch: list[_Write] = []
+        while self._serving and self._may_wait(self._serving[0]) == tailed and not (batch and self._singly):
+            batch.append(self._serving.popleft())
+        self._singly = max(0, self._singly - len(batch))
+        return batch
+
+    def _may_wait(self, write: _Write) -> bool:
+        """Whether the tail may acknowledge it."""
+        deferred = self._durability == "interval" and not write.now
+        return deferred and all(isinstance(op, Put | Fence) for op in write.ops)
+
+    def _flush_due(self) -> bool:
+        big = self._pending.size > MAX_GROUP_BYTES
+        return big or self._flush_wanted or time.monotonic() >= self._pending.due
+
+    def _refuse_fenced(self, batch: list[_Write]) -> list[_Write]:
+        """Answers the writes whose fence is of an older generation; returns the others."""
+        live = [write for write in batch if self._holds(write)]
+        refused = [write for write in batch if not self._holds(write)]
+        self._answer(
+            refused, StoreFailed("an earlier write failed; what this one was computed from must be reloaded")
+        )
+        return live
+
+    def _holds(self, write: _Write) -> bool:
+        return all(op.generation == self._generation for op in write.ops if isinstance(op, Fence))
+
+    def _append_to_tail(self, batch: list[_Write]) -> None:
+        writes = [[op for op in write.ops if isinstance(op, Put)] for write in batch]
+        try:
+            self._tail.append(self._pending.epoch, writes)
+        except OSError as error:
+            log.warning("%s: the tail took no more (%s); committing instead", self._directory, error)
+            if self._guarded_flush(batch):
+                self._commit_batch(batch)
+            return
+        with self._changed:
+            if not self._pending.puts:
+                self._pending.due = time.monotonic() + self._interval
+            for puts in writes:
+                self._pending.puts.extend(puts)
+            self._pending.size += sum(write.size for write in batch)
+            self._tailed += len(batch)
+        self._answer(batch, None)
+
+    def _flush(self) -> None:
+        """Commits what the tail holds, then empties it."""
+        if self._pending.puts:
+            epoch = Put(Table.META, _EPOCH, u64(self._pending.epoch))
+            self._transact([*self._pending.puts, epoch], self._pending.size)
+            self._forget_pending(self._pending.epoch)
+        elif self._tail.size:
+            self._tail.clear()
+
+    def _forget_pending(self, committed: int) -> None:
+        with self._changed:
+            self._pending = _Pending(committed + 1)
+            self._settled = self._tailed
+            self._flush_wanted = False
+            self._full = None
+            self._changed.notify_all()
+        self._tail.clear()
+
+    def _commit_batch(self, batch: list[_Write]) -> None:
+        def commit() -> None:
+            self._transact([op for write in batch for op in write.ops], sum(write.size for write in batch))
+
+        try:
+            if self._guarded(commit, batch):
+                self._answer(batch, None)
+        except StoreFull as error:
+            if len(batch) == 1:
+                self._refuse_full(batch, error)
+                return
+            # One big write must not fail the others, least of all the deletes that would make room.
+            self._serving.extendleft(reversed(batch))
+            self._singly = len(batch)
+
+    def _guarded_flush(self, batch: list[_Write]) -> bool:
+        """As _guarded. What the tail has acknowledged stays there when the map is full."""
+        try:
+            return self._guarded(self._flush, batch)
+        except StoreFull as error:
+            with self._changed:
+                self._full = error
+                self._flush_wanted = False
+                self._pending.due = time.monotonic() + self._interval
+                self._changed.notify_all()
+            self._refuse_full(batch, error)
+            return False
+
+    def _refuse_full(self, batch: list[_Write], error: StoreFull) -> None:
+        log.error("%s: %s", self._directory, error)
+        if batch:
+            with self._changed:
+                self._generation += 1
+            self._answer(batch, error)
+
+    def _guarded(self, action: Callable[[], None], batch: list[_Write]) -> bool:
+        """True when `action` succeeded. False: the outcome is unknown, all that waits was answered so, and
+        the store has recovered or is closing. StoreFull passes: nothing was applied.
+        """
+        try:
+            action()
+        except StoreFull:
+            raise
+        except _FAILURES as error:
+            log.error("%s: a commit failed, its outcome is unknown: %s", self._directory, error)
+            self._mark_failed()
+            failure = StoreFailed(f"a commit to {self._directory} failed, its outcome is unknown: {error}")
+            self._answer([*batch, *self._drain()], failure)
+            self._recover(failure, max(sum(write.size for write in batch), self._pending.size))
+            return False
+        return True
+
+    def _transact(self, ops: Sequence[Op], size: int) -> None:
+        """One durable transaction; the map grows as needed. StoreFull: nothing was applied."""
+        self._grow_ahead(size)
+        while True:
+            assert self._env is not None
+            started = time.monotonic()
+            try:
+                with self._env.begin(write=True) as txn:
+                    for op in ops:
+                        _apply(txn, self._tables, op)
+                break
+            except lmdb.MapFullError:
+                self._grow(self._map_size * 2)
+        with self._changed:
+            self._commits += 1
+            self._last_commit_seconds = time.monotonic() - started
+
+    def _grow_ahead(self, size: int) -> None:
+        """Growing between transactions is cheap; running into the end costs the transaction that did."""
+        assert self._env is not None
+        wanted = self._map_size
+        while _used_bytes(self._env) + size > GROW_ABOVE * wanted and wanted < self._max_map_size:
+            wanted *= 2
+        if wanted > self._map_size:
+            self._grow(wanted)
+
+    def _grow(self, wanted: int) -> None:
+        if self._map_size >= self._max_map_size:
+            raise StoreFull(
+                f"the map of {self._directory} is full at {self._map_size} bytes, the most that it may have: "
+                "raise max_map_size or delete runs"
+            )
+        assert self._env is not None
+        size = min(wanted, self._max_map_size)
+        with self._gate.exclusive(WAIT_SECONDS):
+            self._env.set_mapsize(size)
+        log.info("%s: the map grew from %d to %d bytes", self._directory, self._map_size, size)
+        self._map_size = size
+
+    # After a failure.
+
+    def _mark_failed(self) -> None:
+        with self._changed:
+            self._healthy = False
+            self._generation += 1
+            self._changed.notify_all()
+
+    def _drain(self) -> list[_Write]:
+        with self._changed:
+            left = [*self._serving, *self._queue]
+            self._serving.clear()
+            self._queue.clear()
+            self._queue_bytes = 0
+            self._changed.notify_all()
+            return left
+
+    def _recover(self, failure: StoreFailed, size: int) -> None:
+        """Reopens and probes, ever more slowly, until a commit succeeds or the store is closed."""
+        delay = 0.05
+        while not self._pause(delay, failure):
+            try:
+                self._reopen()
+                self._probe(size)
+            except (*_FAILURES, StoreFull) as error:
+                log.warning("%s: still failing: %s", self._directory, error)
+                delay = min(delay * 2, 2.0)
+                continue
+            with self._changed:
+                self._healthy = True
+                self._changed.notify_all()
+            log.warning("%s: writes again", self._directory)
+            return
+
+    def _pause(self, delay: float, failure: StoreFailed) -> bool:
+        """Waits, failing what is queued meanwhile. True when the store is to be closed."""
+        deadline = time.monotonic() + delay
+        while (left := deadline - time.monotonic()) > 0:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._queue) or self._stopping, left)
+            self._answer(self._drain(), failure)
+            if self._stopping:
+                return True
+        return self._stopping
+
+    def _reopen(self) -> None:
+        with self._gate.exclusive(WAIT_SECONDS):
+            if self._env is not None:
+                self._env.close()
+                self._env = None
+            self._open_environment()
+        if self._pending.puts and self._committed_epoch() >= self._pending.epoch:
+            self._forget_pending(self._pending.epoch)
+
+    def _probe(self, size: int) -> None:
+        """A commit as big as the one that failed: a small one may find room on a disk that is full."""
+        self._flush()
+        value = bytes(min(size, MAX_PROBE_BYTES))
+        self._transact([Put(Table.META, _PROBE, value)], len(value))
+        self._transact([Delete(Table.META, _PROBE)], 0)
+
+    def _answer(self, writes: Sequence[_Write], error: BaseException | None) -> None:
+        for write in writes:
+            try:
+                write.on_durable(error)
+            except Exception:
+                log.exception("%s: a durability callback raised; going on", self._directory)
+
+
+def _apply(txn: lmdb.Transaction[bytes], tables: dict[Table, lmdb._Database], op: Op) -> None:
+    if isinstance(op, Put):
+        txn.put(op.key, op.value, db=tables[op.table])
+    elif isinstance(op, Delete):
+        txn.delete(op.key, db=tables[op.table])
+    elif isinstance(op, DeleteRange):
+        with txn.cursor(db=tables[op.table]) as cursor:
+            found = cursor.set_range(op.start)
+            while found and cursor.key() < op.stop:
+                cursor.delete()
+                found = bool(cursor.key())
+
+
+def _walk(
+    cursor: lmdb.Cursor[bytes], start: bytes, stop: bytes, reverse: bool, limit: int | None
+) -> Iterator[bytes]:
+    found = _seek_before(cursor, stop) if reverse else cursor.set_range(start)
+    left = limit
+    while found and (left is None or left > 0):
+        key = cursor.key()
+        if not start <= key < stop:
+            return
+        yield key
+        left = None if left is None else left - 1
+        found = cursor.prev() if reverse else cursor.next()
+
+
+def _last(cursor: lmdb.Cursor[bytes], start: bytes, stop: bytes) -> tuple[bytes, bytes] | None:
+    if _seek_before(cursor, stop) and (key := cursor.key()) >= start:
+        return key, cursor.value()
+    return None
+
+
+def _seek_before(cursor: lmdb.Cursor[bytes], stop: bytes) -> bool:
+    """Moves to the last key below `stop`."""
+    return cursor.prev() if cursor.set_range(stop) else cursor.last()
+
+
+def _used_bytes(env: lmdb.Environment) -> int:
+    return (env.info()["last_pgno"] + 1) * int(env.stat()["psize"])
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
