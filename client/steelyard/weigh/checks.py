@@ -54,8 +54,9 @@ def schedule(name: str, value: Any, low: float, high: float) -> tuple[tuple[int,
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown word: the known one that it may have meant, if any is near."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    spelt = {one.lower(): one for one in known}
+    found = difflib.get_close_matches(word.lower(), spelt, n=1, cutoff=0.4)
+    return f"; did you mean {spelt[found[0]]!r}?" if found else ""
 
 
 def describe(value: Any) -> str:

@@ -34,13 +34,12 @@ def parse(config: Mapping[str, Any]) -> Rule:
     """
     parse_where(config)
     if "method" not in config:
-        raise ValueError(f"weigh: expected a method ({', '.join(METHODS)}), got only {sorted(config)}")
+        came = ", ".join(map(str, config)) or "an empty configuration"
+        raise ValueError(f"weigh: expected a method ({', '.join(METHODS)}), got only {came}")
     rule = METHODS[checks.choice("weigh.method", config["method"], METHODS)]
     parameters = {name: value for name, value in config.items() if name not in ("method", "where")}
     for name in parameters:
-        checks.choice(
-            f"weigh: unknown parameter of {rule.method}", name, parameters_of(rule) or ("no parameter",)
-        )
+        _check_parameter(rule, name)
     return rule(**parameters)
 
 
@@ -64,3 +63,10 @@ def to_config(rule: Rule) -> dict[str, Any]:
 def parameters_of(rule: type[Rule]) -> tuple[str, ...]:
     """The names of a rule's parameters."""
     return tuple(field.name for field in dataclasses.fields(cast("Any", rule)))
+
+
+def _check_parameter(rule: type[Rule], name: Any) -> None:
+    known = parameters_of(rule)
+    if not known:
+        raise ValueError(f"weigh: {rule.method} has no parameters, got {name!r}")
+    checks.choice(f"weigh: parameter of {rule.method}", name, known)
