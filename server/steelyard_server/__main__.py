@@ -1,0 +1,6 @@
+"""`python -m steelyard_server` is the `steelyard` command."""
+
+from steelyard_server.cli.main import app
+
+if __name__ == "__main__":
+    app()

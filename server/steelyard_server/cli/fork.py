@@ -1,0 +1,49 @@
+"""steelyard fork: a new run that begins where another one was."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+import steelyard
+from steelyard_server.cli.options import (
+    DEFAULT_ADDRESS,
+    Address,
+    AtBookmark,
+    AtStep,
+    RunName,
+    step_or_bookmark,
+)
+
+Method = Annotated[
+    str | None, typer.Option(metavar="JSON", help='As in {"method": "shuffle"}. [default: the parent\'s]')
+]
+
+
+def fork(
+    run: RunName,
+    new_run: Annotated[str, typer.Argument(metavar="NEW", help="The new run's name.", show_default=False)],
+    step: AtStep = None,
+    bookmark: AtBookmark = None,
+    draw: Method = None,
+    weigh: Method = None,
+    address: Address = DEFAULT_ADDRESS,
+) -> None:
+    """Begin a new run at a step of another, with its state of that moment, under the same or another policy."""
+    at = step_or_bookmark(step, bookmark)
+    methods = {"draw": _method("--draw", draw), "weigh": _method("--weigh", weigh)}
+    with steelyard.connect(address) as client:
+        next_step = client.run(run).fork(new_run, step=at, **methods).info().next_step
+    typer.echo(f"{new_run} begins at step {next_step} of {run}")
+
+
+def _method(flag: str, text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise typer.BadParameter(f"{flag} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"{flag}: expected a JSON object, got {text}")
+    return value

@@ -1,0 +1,26 @@
+"""steelyard history: the last losses of examples."""
+
+from typing import Annotated
+
+import typer
+
+import steelyard
+from steelyard_server.cli.options import DEFAULT_ADDRESS, Address, AsJson, RunName, print_json, print_table
+
+
+def history(
+    run: RunName,
+    ids: Annotated[
+        list[int], typer.Argument(metavar="ID...", min=0, help="Example ids.", show_default=False)
+    ],
+    address: Address = DEFAULT_ADDRESS,
+    as_json: AsJson = False,
+) -> None:
+    """Print the last losses of examples, oldest first."""
+    with steelyard.connect(address) as client:
+        entries = client.run(run).history(ids)
+    if as_json:
+        print_json({str(example): list(kept) for example, kept in zip(ids, entries, strict=True)})
+        return
+    rows = [(example, *entry) for example, kept in zip(ids, entries, strict=True) for entry in kept]
+    print_table(("id", "step", "loss"), rows)

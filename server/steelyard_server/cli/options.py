@@ -1,0 +1,69 @@
+"""What several verbs share: the address that they ask, and how they print."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+Address = Annotated[
+    str,
+    typer.Option(
+        envvar="STEELYARD_ADDRESS", metavar="HOST:PORT", help="The server to ask.", show_envvar=True
+    ),
+]
+DEFAULT_ADDRESS = "127.0.0.1:7077"
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; what is not a finite number is null.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name.", show_default=False)]
+AtStep = Annotated[int | None, typer.Option(min=0, metavar="STEP", help="A step that the run still retains.")]
+AtBookmark = Annotated[str | None, typer.Option(metavar="NAME", help="A bookmark of the run.")]
+
+
+def step_or_bookmark(step: int | None, bookmark: str | None) -> int | str:
+    """The one of the two that was given; bad usage unless exactly one was."""
+    if step is not None and bookmark is None:
+        return step
+    if bookmark is not None and step is None:
+        return bookmark
+    got = "neither" if step is None else "both"
+    raise typer.BadParameter(f"expected one of --step and --bookmark, got {got}")
+
+
+def print_json(value: Any) -> None:
+    """Prints `value`, of plain types, as one JSON document."""
+    typer.echo(json.dumps(_finite(value), indent=2, allow_nan=False))
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Prints rows under their heads, columns aligned: numbers to the right, words to the left."""
+    rows = [list(row) for row in rows]
+    lines = [list(heads), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    numeric = [
+        bool(rows) and all(isinstance(row[place], (int, float)) for row in rows)
+        for place in range(len(heads))
+    ]
+    for line in lines:
+        cells = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        )
+        typer.echo("  ".join(cells).rstrip())
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.6g}"
+    return str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

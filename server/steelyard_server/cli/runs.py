@@ -1,0 +1,33 @@
+"""steelyard runs: what runs a server has."""
+
+import dataclasses
+
+import steelyard
+from steelyard_server.cli.options import DEFAULT_ADDRESS, Address, AsJson, print_json, print_table
+
+
+def runs(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+    """List the runs: what they draw from, how, and the bookmarks that they can return to."""
+    with steelyard.connect(address) as client:
+        found = client.list_runs()
+    if as_json:
+        print_json([dataclasses.asdict(run) for run in found])
+        return
+    heads = ("run", "dataset", "size", "batch_size", "draw", "weigh", "staleness", "next_step", "bookmarks")
+    rows = []
+    for run in found:
+        bookmarks = ",".join(f"{name}={step}" for name, step in sorted(run.bookmarks.items()))
+        policy = (run.draw.get("method", "?"), run.weigh.get("method", "?"))
+        rows.append(
+            [
+                run.name,
+                run.dataset,
+                run.dataset_size,
+                run.batch_size,
+                *policy,
+                run.staleness,
+                run.next_step,
+                bookmarks,
+            ]
+        )
+    print_table(heads, rows)
