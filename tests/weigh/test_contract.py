@@ -120,9 +120,11 @@ def test_an_outlier_takes_the_range_as_published_and_stays_finite(outlier: float
         np.testing.assert_allclose(result / 5, [0.060, 0.065, 0.071, 0.078, 0.726], atol=5e-4)
 
 
-def test_both_ends_of_what_a_float_holds_may_meet_in_one_batch() -> None:
-    most = np.finfo(np.float32).max
-    result = weights(np.array([-most, 0.0, most], dtype=np.float32), {"method": "upper"})
+@pytest.mark.parametrize(
+    "losses", [[-3.4e38, 0.0, 3.4e38], [2e38, 2.6e38, 3.2e38], [-3.2e38, -2.6e38, -2e38]]
+)
+def test_losses_as_large_as_a_float_holds_weigh_as_any_other(losses: list[float]) -> None:
+    result = weights(np.array(losses, dtype=np.float32), {"method": "upper"})
     np.testing.assert_allclose(result, weights(np.array([-1.0, 0.0, 1.0]), {"method": "upper"}), rtol=1e-6)
 
 
