@@ -124,8 +124,10 @@ def test_an_outlier_takes_the_range_as_published_and_stays_finite(outlier: float
     "losses", [[-3.4e38, 0.0, 3.4e38], [2e38, 2.6e38, 3.2e38], [-3.2e38, -2.6e38, -2e38]]
 )
 def test_losses_as_large_as_a_float_holds_weigh_as_any_other(losses: list[float]) -> None:
-    result = weights(np.array(losses, dtype=np.float32), {"method": "upper"})
-    np.testing.assert_allclose(result, weights(np.array([-1.0, 0.0, 1.0]), {"method": "upper"}), rtol=1e-6)
+    # The NaN is replaced by something before the ends are sought: it must not become one.
+    result = weights(np.array([*losses, np.nan], dtype=np.float32), {"method": "upper"})
+    expected = weights(np.array([-1.0, 0.0, 1.0, np.nan]), {"method": "upper"})
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
 def test_nearly_equal_losses_part_as_published_unless_the_least_range_is_raised() -> None:
