@@ -34,7 +34,7 @@ _Floats = npt.NDArray[np.float64]
 
 
 def log2(x: _Floats) -> _Floats:
-    """Base-2 logarithm of float64[n], relative error below 1e-14. log2(0) is -inf, log2(inf) inf, below 0 NaN."""
+    """Base-2 logarithm of float64[n], relative error below 1e-14; -inf at 0, inf at inf, NaN below 0."""
     mantissa, exponent = np.frexp(x)
     # The mantissa moves from [1/2, 1) to [sqrt(1/2), sqrt(2)), so that near x = 1 the exponent is 0 and
     # nothing cancels.

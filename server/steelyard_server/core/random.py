@@ -19,7 +19,7 @@ _MAX_BOUND = 2**63
 
 
 class Purpose(enum.IntEnum):
-    """What the numbers are for: a part of the key, so that one use never shifts another. Values never change."""
+    """What the numbers are for: part of the key, so that one use never shifts another. Values are fixed."""
 
     DRAW = 1
     ORDER = 2

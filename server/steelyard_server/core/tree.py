@@ -196,8 +196,7 @@ class MassTree:
         return ids
 
     def prefix(self, ids: Ids, law: Law) -> Masses:
-        """The mass of all ids below each of `ids` under `law`, int64[n] -> uint64[n]. ValueError at an id
-        out of range."""
+        """The mass of all ids below each of `ids`, int64[n] -> uint64[n]. ValueError at one out of range."""
         self.total(law)
         self._check_ids(ids)
         before = np.zeros(ids.size, np.uint64)
@@ -231,8 +230,7 @@ class MassTree:
         return found
 
     def sum_of_squares(self, law: Law) -> float:
-        """The sum of the squared masses under `law`; O(size), for statistics: its last bits depend on the
-        machine."""
+        """The sum of the squared masses; O(size), for statistics: its last bits depend on the machine."""
         self.total(law)
         squares = 0.0
         for chunk in self._chunks():
