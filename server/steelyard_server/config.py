@@ -88,8 +88,8 @@ class Settings(BaseSettings):
     checkpoint_journal_bytes: ByteSize = Field(default=ByteSize(256 * MIB), ge=MIB)
     """A run whose journal has grown by this much since its last checkpoint gets one early."""
 
-    threads: int = Field(default=256, ge=4, le=65536)
-    """Threads that answer calls. An open trainers' stream holds one, so ranks connected at once stay below this."""
+    threads: int = Field(default=16, ge=1, le=1024)
+    """Threads that answer the unary calls. Trainers' streams need none of them."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged."""

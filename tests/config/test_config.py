@@ -57,7 +57,7 @@ def test_every_setting_is_explained() -> None:
         ('listn = "x"', "unknown key 'listn' in .*steelyard.toml; did you mean 'listen'?"),
         ("zzz = 1", "unknown key 'zzz' in .*; known are .*data_dir.*threads"),
         ("threads = ", "steelyard.toml is not TOML: "),
-        ("threads = 1", r"threads = 1 \(from .*steelyard.toml\): .*greater than or equal to 4"),
+        ("threads = 0", r"threads = 0 \(from .*steelyard.toml\): .*greater than or equal to 1"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
