@@ -78,6 +78,10 @@ class Journal:
         first = self.next_seq
         return self._append(events, payloads), first
 
+    def fence(self) -> Fence:
+        """For writes that rest on what this journal says (a checkpoint): none of them after a failed write."""
+        return Fence(self.generation)
+
     def read(
         self, start_seq: int, stop_seq: int | None = None, *, chain: bytes | None = None
     ) -> Iterator[tuple[int, Event]]:

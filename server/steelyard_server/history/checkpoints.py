@@ -1,0 +1,166 @@
+"""Checkpoints: the state of a run after all journal records below some seq.
+
+    CHECKPOINTS  run_id u64 BE | seq u64 BE | step u64 BE → the row: step, chain, meta, small arrays whole
+    CHUNKS       the big arrays, each chunk in the version of the checkpoint that last changed it
+
+Everything of a checkpoint goes into one transaction, so there is never half of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError
+
+from steelyard_server.disk.v1 import checkpoints_pb2
+
+from .arrays import DTYPES, AnyArray, element_type, from_json, pack, to_json, unpack
+from .chunks import CHUNK, Chunks, chunk_count
+from .errors import RecordDamaged
+from .ops import Delete, Op, Table, prefix_range, u64
+from .sealed import seal, unseal
+from .store import Store
+
+
+Ops = list[Op]
+Arrays = dict[str, AnyArray]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """The row of one checkpoint. `columns`: name → (dtype, length); their content is loaded by
+    Checkpoints.load.
+    """
+
+    seq: int
+    step: int
+    chain: bytes
+    meta: dict[str, Any]
+    blobs: dict[str, AnyArray]
+    columns: dict[str, tuple[np.dtype[Any], int]]
+
+
+class Checkpoints:
+    """The checkpoints of one run. Has no state of its own; what it reads is durable."""
+
+    def __init__(self, store: Store, run_id: int) -> None:
+        self._store = store
+        self._run_id = run_id
+        self._chunks = Chunks(store, run_id, f"run {run_id}")
+
+    def save(
+        self,
+        seq: int,
+        step: int,
+        chain: bytes,
+        meta: Mapping[str, Any],
+        blobs: Mapping[str, AnyArray],
+        columns: Mapping[str, AnyArray],
+        dirty: Mapping[str, npt.NDArray[np.bool_] | None],
+    ) -> list[Op]:
+        """Ops of a checkpoint of the state after all records below `seq` (journal.next_seq, with
+        journal.chain).
+
+        `dirty` flags, for each column, the chunks (of CHUNK elements) that changed since the newest durable
+        checkpoint; None or no entry: all. A column that is new, or whose length or dtype changed, needs no
+        flags for that. Clear the flags, and save again, only when the ops are durable; write them behind
+        journal.fence().
+        """
+        before = self.newest()
+        row = checkpoints_pb2.Checkpoint(seq=seq, step=step, chain=chain, meta_json=to_json(meta))
+        for name in sorted(blobs):
+            row.blobs.add(name=name, array=pack(blobs[name]))
+        ops: list[Op] = []
+        for name in sorted(columns):
+            values = columns[name]
+            row.columns.add(name=name, element_type=element_type(values), length=values.size)
+            flags = _changed(values, dirty.get(name), before.columns.get(name) if before else None)
+            ops += self._chunks.write(name, values, seq, flags)
+        return [
+            *ops,
+            seal(Table.CHECKPOINTS, self._key(seq, step), row.SerializeToString(deterministic=True)),
+        ]
+
+    def list(self) -> list[tuple[int, int]]:
+        """(seq, step) of every checkpoint, oldest first."""
+        keys = self._store.keys(Table.CHECKPOINTS, *prefix_range(u64(self._run_id)))
+        return [(int.from_bytes(key[8:16], "big"), int.from_bytes(key[16:24], "big")) for key in keys]
+
+    def newest(self, at_or_before_seq: int | None = None) -> Checkpoint | None:
+        """The newest one, or the newest whose seq is not above the given one. RecordDamaged: its row is."""
+        start, stop = prefix_range(u64(self._run_id))
+        if at_or_before_seq is not None:
+            stop = u64(self._run_id, at_or_before_seq) + b"\xff" * 9
+        row = self._store.last_of(Table.CHECKPOINTS, [(start, stop)])[0]
+        return None if row is None else self._parse(*row)
+
+    def load(self, checkpoint: Checkpoint) -> tuple[dict[str, Any], Arrays, Arrays]:
+        """(meta, blobs, columns), all checked; columns are writable copies. RecordDamaged names the chunk."""
+        columns = {
+            name: self._chunks.read(name, length, dtype, checkpoint.seq)
+            for name, (dtype, length) in checkpoint.columns.items()
+        }
+        return dict(checkpoint.meta), dict(checkpoint.blobs), columns
+
+    def drop_after(self, seq: int) -> Ops:
+        """Ops that delete the checkpoints above `seq` and what only they read. For a journal that is cut at
+        `seq`.
+        """
+        rows: Ops = [Delete(Table.CHECKPOINTS, self._key(*at)) for at in self.list() if at[0] > seq]
+        return rows + self._chunks.versions.drop_after(seq)
+
+    def prune(self, keep: Collection[int]) -> Ops:
+        """Ops that delete every checkpoint whose seq is not in `keep`, and the chunks that no kept one reads.
+
+        The newest is always kept: one that is being saved shares its chunks. ValueError: a seq has no
+        checkpoint.
+        """
+        have = self.list()
+        unknown = set(keep) - {seq for seq, _ in have}
+        if unknown:
+            raise ValueError(f"run {self._run_id} has no checkpoint at {sorted(unknown)}; it has {have}")
+        if not have:
+            return []
+        kept = {*keep, have[-1][0]}
+        rows: Ops = [Delete(Table.CHECKPOINTS, self._key(*at)) for at in have if at[0] not in kept]
+        return rows + self._chunks.versions.prune(sorted(kept))
+
+    def _key(self, seq: int, step: int) -> bytes:
+        return u64(self._run_id, seq, step)
+
+    def _parse(self, key: bytes, value: bytes) -> Checkpoint:
+        seq, step = int.from_bytes(key[8:16], "big"), int.from_bytes(key[16:24], "big")
+        place = f"run {self._run_id}, checkpoint at journal record {seq} (step {step})"
+        content = unseal(place, key, value)
+        try:
+            row = checkpoints_pb2.Checkpoint.FromString(content)
+            return Checkpoint(
+                seq=row.seq,
+                step=row.step,
+                chain=row.chain,
+                meta=from_json(row.meta_json),
+                blobs={blob.name: unpack(blob.array) for blob in row.blobs},
+                columns={column.name: (DTYPES[column.element_type], column.length) for column in row.columns},
+            )
+        except (DecodeError, ValueError, KeyError) as error:
+            raise RecordDamaged(place, str(error)) from error
+
+
+def _changed(
+    values: AnyArray, flags: npt.NDArray[np.bool_] | None, before: tuple[np.dtype[Any], int] | None
+) -> npt.NDArray[np.bool_] | None:
+    """The caller's flags and, where the length changed, everything from the first chunk that is of another
+    size on.
+    """
+    if flags is None or before is None or before[0] != values.dtype.newbyteorder("<"):
+        return None
+    if before[1] == values.size:
+        return flags
+    grown = np.zeros(chunk_count(values.size), np.bool_)
+    grown[: flags.size] = flags[: grown.size]
+    grown[min(before[1], values.size) // CHUNK :] = True
+    return grown
