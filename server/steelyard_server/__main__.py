@@ -2,5 +2,4 @@
 
 from steelyard_server.cli.main import app
 
-if __name__ == "__main__":
-    app()
+app()

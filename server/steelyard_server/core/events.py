@@ -56,8 +56,9 @@ class IdsRetired:
 class BatchDrawn:
     """What was served at `step`, in batch order, with the law it was drawn from.
 
-    `probability` is None where every id had the same, `uniform_probability`. `draw_state` is what the draw carries
-    from one step to the next (the place in the epoch of a shuffle), as plain JSON values.
+    `probability` is None where every id had `uniform_probability`, which is 1 / (number of drawable examples).
+    `draw_state` is what the draw carries from one step to the next (the place in the epoch of a shuffle), as plain
+    JSON values.
     """
 
     step: int

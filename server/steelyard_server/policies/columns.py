@@ -1,0 +1,91 @@
+"""Derived columns: one number per example, folded from the reported signals.
+
+A derived column is named STATISTIC_SIGNAL, for example `last_loss` or `mean_el2n`; every other name is a static
+column. A fold goes through a batch in position order, so an id that stands in it twice is folded twice, in that order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]
+Float32s = npt.NDArray[np.float32]
+Fold = Callable[[Mapping[str, Float32s], str, Ids, Float32s, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A derived column: what is kept (`statistic`), of which signal, with the decay of an `ema`."""
+
+    statistic: str
+    signal: str
+    decay: float = 0.9
+
+    @property
+    def name(self) -> str:
+        return f"{self.statistic}_{self.signal}"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The arrays that the fold needs: the column itself first."""
+        return (self.name, f"count_{self.signal}") if self.statistic == "mean" else (self.name,)
+
+    def fold(self, columns: Mapping[str, Float32s], ids: Ids, values: Float32s) -> None:
+        """Folds finite `values` of `ids` into `columns` in place. O(m · times an id repeats)."""
+        _FOLDS[self.statistic](columns, self.signal, ids, values, self.decay)
+
+
+def parse_derived(name: str, *, decay: float = 0.9) -> Derived | None:
+    """The derived column of that name, or None where `name` is a static column's."""
+    statistic, _, signal = name.partition("_")
+    return Derived(statistic, signal, decay) if signal and statistic in _FOLDS else None
+
+
+def last_occurrence(ids: Ids) -> Ids:
+    """Positions of the last occurrence of each id, in ascending order of id."""
+    _, from_the_end = np.unique(ids[::-1], return_index=True)
+    return np.asarray(len(ids) - 1 - from_the_end, dtype=np.int64)
+
+
+def _rounds(ids: Ids) -> Iterator[Ids]:
+    """Positions such that no id stands twice in a round, and its occurrences come in order."""
+    order = np.argsort(ids, kind="stable")
+    ranked = ids[order]
+    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]]) if len(ids) else np.empty(0, np.int64)
+    occurrence = np.arange(len(ids)) - np.repeat(starts, np.diff(np.r_[starts, len(ids)]))
+    for number in range(int(occurrence.max(initial=-1)) + 1):
+        yield order[occurrence == number]
+
+
+def _last(columns: Mapping[str, Float32s], signal: str, ids: Ids, values: Float32s, decay: float) -> None:
+    at = last_occurrence(ids)
+    columns[f"last_{signal}"][ids[at]] = values[at]
+
+
+def _count(columns: Mapping[str, Float32s], signal: str, ids: Ids, values: Float32s, decay: float) -> None:
+    count = columns[f"count_{signal}"]
+    for at in _rounds(ids):
+        count[ids[at]] = np.nan_to_num(count[ids[at]]) + np.float32(1)
+
+
+def _mean(columns: Mapping[str, Float32s], signal: str, ids: Ids, values: Float32s, decay: float) -> None:
+    mean, count = columns[f"mean_{signal}"], columns[f"count_{signal}"]
+    for at in _rounds(ids):
+        n = np.nan_to_num(count[ids[at]]).astype(np.float64) + 1
+        known = np.nan_to_num(mean[ids[at]]).astype(np.float64)
+        mean[ids[at]] = (known + (values[at] - known) / n).astype(np.float32)
+        count[ids[at]] = n.astype(np.float32)
+
+
+def _ema(columns: Mapping[str, Float32s], signal: str, ids: Ids, values: Float32s, decay: float) -> None:
+    ema = columns[f"ema_{signal}"]
+    for at in _rounds(ids):
+        known, new = ema[ids[at]].astype(np.float64), values[at].astype(np.float64)
+        ema[ids[at]] = np.where(np.isnan(known), new, decay * known + (1 - decay) * new).astype(np.float32)
+
+
+_FOLDS: Mapping[str, Fold] = {"last": _last, "count": _count, "mean": _mean, "ema": _ema}

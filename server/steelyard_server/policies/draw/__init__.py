@@ -1,0 +1,13 @@
+"""The draw methods, one a file, and the table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from steelyard_server.policies.draw.contract import Draw, Drawer, Drawn, Examples
+from steelyard_server.policies.draw.scored import Scored
+from steelyard_server.policies.draw.shuffle import Shuffle
+
+METHODS: Mapping[str, type[Draw]] = {"scored": Scored, "shuffle": Shuffle}
+
+__all__ = ["METHODS", "Draw", "Drawer", "Drawn", "Examples"]

@@ -1,0 +1,138 @@
+"""What a draw method is: a validated configuration (`Draw`) and the cache that draws by it (`Drawer`)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from steelyard_server.policies.columns import Derived
+
+Ids = npt.NDArray[np.int64]
+Float32s = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """One global batch: `ids` int64[B]; `probability` float64[B], or None where all had `uniform_probability`, which is
+    1 / (number of drawable examples)."""
+
+    ids: Ids
+    probability: npt.NDArray[np.float64] | None
+    uniform_probability: float
+
+
+@dataclass(slots=True, eq=False)
+class Examples:
+    """The per-example state that a draw may read.
+
+    `columns` holds float32[size] arrays, NaN where nothing is known, and exactly those that the policy asks for;
+    `retired` is sorted and unique.
+    """
+
+    size: int
+    retired: Ids
+    columns: dict[str, Float32s]
+
+
+class Drawer(ABC):
+    """Draws batches from `Examples` and follows their changes.
+
+    Not thread-safe. What it holds beyond the examples is either rebuilt from them or part of `get_state`, so that a
+    drawer built from the same examples and state draws the same batches.
+    """
+
+    @abstractmethod
+    def draw(self, step: int) -> Drawn:
+        """Draws the batch of `step`. ValueError where nothing, or too little, may be drawn. O(B · levels)."""
+
+    @abstractmethod
+    def changed(self, ids: Ids) -> None:
+        """The columns of `ids` (unique) have new values. O(m · levels), and rarely O(size)."""
+
+    @abstractmethod
+    def grew(self) -> None:
+        """The examples have a new, larger size."""
+
+    @abstractmethod
+    def retired(self, ids: Ids) -> None:
+        """`ids` (unique, not retired before) must not be drawn again."""
+
+    @abstractmethod
+    def get_state(self) -> Mapping[str, Any]:
+        """What cannot be rebuilt from the examples, as JSON values."""
+
+    @abstractmethod
+    def draw_state(self) -> Mapping[str, Any]:
+        """The part of the state that a draw itself changes, as JSON values; journaled with each batch."""
+
+    @abstractmethod
+    def set_draw_state(self, state: Mapping[str, Any]) -> None:
+        """Takes the place that a journaled batch left behind."""
+
+    def effective_sample_ratio(self) -> float:
+        """(sum p)^2 / (N sum p^2) of the next draw over the drawable examples. O(size)."""
+        return 1.0
+
+    @property
+    @abstractmethod
+    def drawable(self) -> int:
+        """How many examples may be drawn."""
+
+    @property
+    def never_reported(self) -> int | None:
+        """How many of them have no score yet; None where the draw keeps no score."""
+        return None
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises AssertionError where an invariant is broken. O(size)."""
+
+
+class Draw(BaseModel, ABC):
+    """The configuration of a draw method. Unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    method: str
+
+    @property
+    @abstractmethod
+    def derived(self) -> tuple[Derived, ...]:
+        """The columns folded from reports that the method reads."""
+
+    @property
+    @abstractmethod
+    def static(self) -> tuple[str, ...]:
+        """The uploaded columns that the method reads."""
+
+    @property
+    def reads_reports(self) -> bool:
+        return bool(self.derived)
+
+    @abstractmethod
+    def drawer(
+        self, examples: Examples, *, seed: int, batch_size: int, state: Mapping[str, Any] | None = None
+    ) -> Drawer:
+        """A drawer over `examples`, new or as `state` left it."""
+
+    def objection(self, column: str, values: Float32s) -> str | None:
+        """Why finite `values` of `column` cannot be used, naming the first position; None where they can."""
+        return None
+
+    def too_small(self, drawable: int, batch_size: int) -> str | None:
+        """Why a batch cannot be drawn from so few examples; None where it can."""
+        return None if drawable else "no example may be drawn: all are retired"
+
+    def canonical(self) -> dict[str, Any]:
+        """All fields with their values, as JSON values."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any]) -> Self:
+        return cls.model_validate(dict(config))

@@ -1,0 +1,79 @@
+"""A run's policy: how it draws and how it weighs, validated together."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from steelyard import weigh
+from steelyard_server.policies.draw import METHODS, Draw
+
+
+class PolicyError(ValueError):
+    """The policy cannot be used; the message says what was expected and what came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    draw: Draw
+    weigh: weigh.Rule
+    where: str
+    """Where the weights are computed: "auto", "server" or "client"."""
+
+    def canonical(self) -> dict[str, Any]:
+        """The policy with all defaults filled in, as JSON values."""
+        return {"draw": self.draw.canonical(), "weigh": {**weigh.to_config(self.weigh), "where": self.where}}
+
+
+def parse_policy(draw: Mapping[str, Any], weigher: Mapping[str, Any]) -> Policy:
+    """Validates a policy given as plain JSON values; PolicyError names what is wrong and the nearest right name."""
+    try:
+        rule, where = weigh.parse(weigher), weigh.parse_where(weigher)
+    except (ValueError, TypeError) as error:
+        raise PolicyError(f"weigh: {error}") from error
+    policy = Policy(_parse_draw(draw), rule, where)
+    _refuse_double_counting(policy)
+    return policy
+
+
+def _parse_draw(config: Mapping[str, Any]) -> Draw:
+    name = config.get("method")
+    if not isinstance(name, str) or name not in METHODS:
+        raise PolicyError(
+            f"draw: expected method to be {_one_of(METHODS)}; got {name!r}{_nearest(name, METHODS)}"
+        )
+    method = METHODS[name]
+    try:
+        return method.parse(config)
+    except ValidationError as error:
+        raise PolicyError("; ".join(_explain(method, name, detail) for detail in error.errors())) from error
+
+
+def _explain(method: type[Draw], name: str, detail: Any) -> str:
+    field = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        known = method.model_fields
+        return f"draw: method {name!r} has no field {field!r}{_nearest(field, known)}; its fields are {_one_of(known)}"
+    return f"draw.{field}: {detail['msg']}; got {detail['input']!r}"
+
+
+def _refuse_double_counting(policy: Policy) -> None:
+    by_loss = [column.name for column in policy.draw.derived if column.signal == "loss"]
+    if by_loss and policy.weigh.reads == "losses":
+        raise PolicyError(
+            f"the draw reads {by_loss[0]} and the weigher reads the losses again, so a high loss would count twice; "
+            "draw by 'shuffle' and weigh by the losses, or draw by them and weigh by 'uniform' or 'importance'"
+        )
+
+
+def _one_of(names: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(names))
+
+
+def _nearest(name: object, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

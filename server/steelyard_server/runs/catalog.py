@@ -1,0 +1,360 @@
+"""The datasets and runs of a server."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import structlog
+
+from steelyard_server.core.events import Event, Float32s, Ids
+from steelyard_server.history import registry
+from steelyard_server.history.ops import Op
+from steelyard_server.history.store import Store
+from steelyard_server.policies.columns import parse_derived
+from steelyard_server.policies.policy import Policy
+from steelyard_server.runs.datasets import MAX_SIZE, Dataset, DatasetInfo, news_for
+from steelyard_server.runs.errors import Exists, Invalid, Missing, Unavailable, Unready
+from steelyard_server.runs.log import RunLog
+from steelyard_server.runs.run import CheckpointRule, Run, changed_policy, created_event, policy_events
+from steelyard_server.runs.spec import NAME, RunSpec, parse_spec
+from steelyard_server.runs.state import Attempts, RunState
+
+_log = structlog.get_logger(__name__)
+
+
+class Catalog:
+    """Thread-safe. Changes are made one at a time; each is durable when its call returns.
+
+    A dataset's change is committed first and then told to its runs; one that a crash left untold is found when the
+    run is loaded.
+    """
+
+    def __init__(self, store: Store, rule: CheckpointRule, max_message_bytes: int) -> None:
+        self.max_message_bytes = max_message_bytes
+        self._store = store
+        self._rule = rule
+        self._registry = registry.Registry(store)
+        self._lock = threading.RLock()
+        self._datasets: dict[str, Dataset] = {}
+        self._rows: dict[str, registry.Run] = {}
+        self._runs: dict[str, Run] = {}
+        self._closing = False
+        for dataset in self._registry.datasets():
+            self._datasets[dataset.name] = Dataset(dataset, self._registry.retired(dataset))
+        for run in self._registry.runs():
+            self._rows[run.name] = run
+
+    # ---- datasets ----
+
+    def dataset(self, name: str) -> DatasetInfo:
+        return self._dataset(name).info
+
+    def list_datasets(self) -> list[DatasetInfo]:
+        with self._lock:
+            return [self._datasets[name].info for name in sorted(self._datasets)]
+
+    def create_dataset(self, name: str, size: int, *, fingerprint: str, exist_ok: bool) -> DatasetInfo:
+        _check_name("dataset", name)
+        _check_size(size)
+        with self._lock:
+            known = self._datasets.get(name)
+            if known is not None:
+                return _same_dataset(known, size, fingerprint, exist_ok).info
+            row = registry.Dataset(name, self._registry.allocate_id(), size, fingerprint)
+            dataset = Dataset(row, np.empty(0, np.int64))
+            return self._change(dataset, self._registry.put_dataset(row)).info
+
+    def delete_dataset(self, name: str) -> None:
+        with self._lock:
+            dataset = self._dataset(name)
+            users = sorted(row.name for row in self._rows.values() if row.dataset == name)
+            if users:
+                raise Unready(
+                    f"dataset {name!r} is used by {len(users)} runs, {users[0]!r} among them; delete them first"
+                )
+            self._store.commit(self._registry.delete_dataset(dataset.row))
+            del self._datasets[name]
+
+    def append_examples(self, name: str, count: int, expected_size: int) -> DatasetInfo:
+        with self._lock:
+            dataset = self._dataset(name)
+            if count < 1:
+                raise Invalid(f"expected a count of at least 1; got {count}")
+            if dataset.size == expected_size + count:
+                return dataset.info
+            if dataset.size != expected_size:
+                raise Unready(
+                    f"dataset {name!r} has {dataset.size} examples; expected_size was {expected_size}: someone else "
+                    "changed it"
+                )
+            _check_size(dataset.size + count)
+            row = replace(dataset.row, size=dataset.size + count)
+            return self._change(replace(dataset, row=row), self._registry.put_dataset(row)).info
+
+    def retire_ids(self, name: str, ids: Ids) -> DatasetInfo:
+        with self._lock:
+            dataset = self._dataset(name)
+            _check_ids(ids, dataset.size)
+            retired = np.union1d(dataset.retired, ids)
+            if len(retired) == dataset.size:
+                raise Invalid(
+                    f"expected ids that leave an example to draw; got all {dataset.size} of {name!r}"
+                )
+            row, ops = self._registry.retire(dataset.row, ids)
+            return self._change(Dataset(row, retired), ops).info
+
+    def set_column(
+        self, name: str, column: str, values: Float32s, *, ids: Ids | None, start: int
+    ) -> DatasetInfo:
+        _check_name("column", column)
+        with self._lock:
+            dataset = self._dataset(name)
+            at = np.arange(start, start + len(values), dtype=np.int64) if ids is None else ids
+            self._check_values(dataset, column, at, values)
+            row, ops = self._registry.set_column(dataset.row, column, at, values)
+            return self._change(replace(dataset, row=row), ops).info
+
+    # ---- runs ----
+
+    def run_names(self) -> list[str]:
+        with self._lock:
+            return sorted(self._rows)
+
+    def run(self, name: str) -> Run:
+        """The run, started if it was not. It loads on its own thread: calls to it wait for that."""
+        with self._lock:
+            if self._closing:
+                raise Unavailable("the server drains; try again later")
+            row = self._rows.get(name)
+            if row is None:
+                raise Missing(f"no run {name!r}")
+            run = self._runs.get(name)
+            if run is None:
+                run = self._runs[name] = self._start(row)
+            return run
+
+    def run_to_join(self, name: str, fingerprint: str) -> Run:
+        """The run, for trainers whose dataset has `fingerprint`, where they give one."""
+        run = self.run(name)
+        row = self._dataset(self._rows[name].dataset).row
+        if fingerprint and row.fingerprint and fingerprint != row.fingerprint:
+            raise Unready(
+                f"dataset {row.name!r} has fingerprint {row.fingerprint!r}; the trainer's is {fingerprint!r}"
+            )
+        return run
+
+    def parent_of(self, name: str) -> tuple[str, int]:
+        """Where the run was forked from: run and step; ("", 0) where it was not."""
+        row = self._rows.get(name)
+        return (row.parent, row.parent_step) if row is not None else ("", 0)
+
+    def create_run(self, spec: RunSpec, *, exist_ok: bool) -> None:
+        with self._lock:
+            known = self._rows.get(spec.name)
+            if known is not None:
+                _check_same_run(known, spec, exist_ok)
+                return
+            dataset = self._dataset(spec.dataset)
+            self._check_policy(spec.policy, dataset, spec.batch_size)
+            row = registry.Run(
+                spec.name, self._registry.allocate_id(), spec.dataset, spec.model_dump(mode="json")
+            )
+            log = self._open_log(row)
+            state, created = log.create(created_event(spec, dataset.size))
+            news = news_for(state, dataset, lambda column: self._column(dataset, column))
+            self._store.commit([*self._registry.put_run(row), *created, *log.append(news)])
+            self._rows[spec.name] = row
+
+    def delete_run(self, name: str) -> None:
+        with self._lock:
+            row = self._rows.get(name)
+            if row is None:
+                raise Missing(f"no run {name!r}")
+            run = self._runs.pop(name, None)
+            if run is not None and not run.remove(30.0):
+                self._runs[name] = run
+                raise Unavailable(f"run {name!r} is busy and was not deleted; try again")
+            self._store.commit(self._registry.delete_run(row))
+            del self._rows[name]
+
+    def change_policy(
+        self, name: str, draw: Mapping[str, Any] | None, weigher: Mapping[str, Any] | None
+    ) -> None:
+        with self._lock:
+            run = self.run(name)
+            dataset = self._dataset(self._rows[name].dataset)
+            policy = run.ask(lambda state: changed_policy(state, draw, weigher))
+            self._check_policy(policy, dataset, run.info().spec.batch_size)
+            run.change_policy(draw, weigher)
+
+    def fork_run(
+        self,
+        name: str,
+        new_name: str,
+        at: int | str,
+        draw: Mapping[str, Any] | None,
+        weigher: Mapping[str, Any] | None,
+    ) -> None:
+        _check_name("run", new_name)
+        with self._lock:
+            if new_name in self._rows:
+                raise Exists(f"run {new_name!r} exists already")
+            dataset = self._dataset(self._rows[name].dataset if name in self._rows else "")
+
+            def adopt(state: RunState, parent: RunLog, seq: int) -> None:
+                policy = changed_policy(state, draw, weigher)
+                self._check_policy(policy, dataset, state.spec.batch_size)
+                self._adopt(state, parent, seq, new_name, policy)
+
+            self.run(name).fork(at, adopt)
+
+    def _adopt(self, state: RunState, parent: RunLog, seq: int, new_name: str, policy: Policy) -> None:
+        """Writes the run `new_name`, which begins with `state`, a past of its parent."""
+        step, parent_name = state.next_step, state.spec.name
+        if policy.canonical() != state.policy.canonical():
+            for event in policy_events(state, policy, parent, seq):
+                state.apply(event)
+        state.spec = state.spec.model_copy(update={"name": new_name})
+        state.attempts = Attempts()
+        state.bookmarks = {}
+        state.close_below(step)
+        row = registry.Run(
+            name=new_name,
+            run_id=self._registry.allocate_id(),
+            dataset=state.spec.dataset,
+            spec=state.spec.model_dump(mode="json"),
+            parent=parent_name,
+            parent_step=step,
+        )
+        created = created_event(state.spec, state.examples.size)
+        log = self._open_log(row)
+        self._store.commit(parent.copy_history(log, seq))
+        self._store.commit([*self._registry.put_run(row), *log.adopt(created, state)])
+        self._rows[new_name] = row
+
+    # ---- life ----
+
+    def close(self, deadline: float) -> bool:
+        """Drains and closes every run; False where one was still busy at `deadline` (of time.monotonic)."""
+        with self._lock:
+            self._closing = True
+            runs = dict(self._runs)
+        for run in runs.values():
+            run.drain()
+        busy = [name for name, run in runs.items() if not run.close(max(0.1, deadline - time.monotonic()))]
+        for name in busy:
+            _log.error("run_still_busy", run=name)
+        return not busy
+
+    # ---- inside ----
+
+    def _dataset(self, name: str) -> Dataset:
+        dataset = self._datasets.get(name)
+        if dataset is None:
+            raise Missing(f"no dataset {name!r}")
+        return dataset
+
+    def _start(self, row: registry.Run) -> Run:
+        def news(state: RunState) -> list[Event]:
+            dataset = self._dataset(row.dataset)
+            return list(news_for(state, dataset, lambda column: self._column(dataset, column)))
+
+        return Run(self._store, lambda: self._open_log(row), row.name, rule=self._rule, reconcile=news)
+
+    def _open_log(self, row: registry.Run) -> RunLog:
+        history_size = int(row.spec["history_size"])
+        return RunLog(self._store, row.run_id, history_size, forked=bool(row.parent))
+
+    def _column(self, dataset: Dataset, column: str) -> Float32s:
+        """float32[size], NaN where the column was not set. KeyError: the dataset has no such column."""
+        return self._registry.column(dataset.row, column)
+
+    def _change(self, dataset: Dataset, ops: Sequence[Op]) -> Dataset:
+        """Makes `dataset` what it is from now on, and tells its runs."""
+        self._store.commit(ops)
+        self._datasets[dataset.row.name] = dataset
+        for row_of_run in list(self._rows.values()):
+            run = self._runs.get(row_of_run.name)
+            if row_of_run.dataset == dataset.row.name and run is not None:
+                run.reconcile()
+        return dataset
+
+    def _check_policy(self, policy: Policy, dataset: Dataset, batch_size: int) -> None:
+        obstacle = policy.draw.too_small(dataset.drawable, batch_size)
+        if obstacle is not None:
+            raise Invalid(obstacle)
+        for column in policy.draw.static:
+            if column not in dataset.row.columns:
+                known = ", ".join(dataset.row.columns) or "none"
+                raise Invalid(
+                    f"expected {column!r} to be a derived column (last_loss, mean_loss, ema_loss, count_loss, ...) "
+                    f"or a column of dataset {dataset.row.name!r}, which has: {known}"
+                )
+            values = self._column(dataset, column)
+            objection = policy.draw.objection(column, np.nan_to_num(values))
+            if objection is not None:
+                raise Invalid(objection)
+
+    def _check_values(self, dataset: Dataset, column: str, ids: Ids, values: Float32s) -> None:
+        if parse_derived(column) is not None:
+            raise Invalid(f"expected a name that is no derived column's; {column!r} is folded from reports")
+        if len(ids) != len(values):
+            raise Invalid(f"expected one value an id; got {len(ids)} ids and {len(values)} values")
+        _check_ids(ids, dataset.size)
+        if len(np.unique(ids)) != len(ids):
+            raise Invalid("expected every id once; got one twice")
+        if np.isinf(values).any():
+            raise Invalid(
+                f"expected no infinite value; got one at position {int(np.flatnonzero(np.isinf(values))[0])}"
+            )
+        for row in self._rows.values():
+            if row.dataset == dataset.row.name:
+                objection = self.run(row.name).ask(
+                    lambda state: state.policy.draw.objection(column, np.nan_to_num(values))
+                )
+                if objection is not None:
+                    raise Invalid(f"run {row.name!r} reads {column!r}: {objection}")
+
+
+def _check_name(what: str, name: str) -> None:
+    if not re.match(NAME, name):
+        raise Invalid(
+            f"expected a {what} name of 1..128 of the characters A-Z a-z 0-9 . _ -; got {name[:200]!r}"
+        )
+
+
+def _check_size(size: int) -> None:
+    if not 1 <= size <= MAX_SIZE:
+        raise Invalid(f"expected a dataset size of 1..{MAX_SIZE}; got {size}")
+
+
+def _check_ids(ids: Ids, size: int) -> None:
+    bad = np.flatnonzero((ids < 0) | (ids >= size))
+    if len(bad):
+        raise Invalid(f"expected ids 0..{size - 1}; got {ids[bad[0]]} at position {bad[0]}")
+
+
+def _same_dataset(known: Dataset, size: int, fingerprint: str, exist_ok: bool) -> Dataset:
+    row = known.row
+    if not exist_ok:
+        raise Exists(f"dataset {row.name!r} exists already")
+    if row.size != size or row.fingerprint != fingerprint:
+        raise Exists(
+            f"dataset {row.name!r} exists with size {row.size} and fingerprint {row.fingerprint!r}; "
+            f"got {size} and {fingerprint!r}"
+        )
+    return known
+
+
+def _check_same_run(known: registry.Run, spec: RunSpec, exist_ok: bool) -> None:
+    if not exist_ok:
+        raise Exists(f"run {spec.name!r} exists already")
+    difference = parse_spec(known.spec).first_difference(spec)
+    if difference is not None:
+        raise Exists(f"run {spec.name!r} exists with another specification: {difference}")

@@ -1,0 +1,45 @@
+"""What a caller may be told. One table (service/errors.py) maps these to gRPC statuses.
+
+RunError
+├── Invalid        a malformed argument; nothing was changed
+├── Missing        no such dataset, run, bookmark or step
+├── Exists         the name, rank or position is taken by something else
+├── Unready        the call does not fit the state of the run
+├── Superseded     a newer attempt began, or the run was rewound
+├── Unavailable    the server drains or cannot write; try again
+└── Exhausted      a limit was reached
+"""
+
+from __future__ import annotations
+
+
+class RunError(Exception):
+    """An expected error: its message is for the caller."""
+
+
+class Invalid(RunError):
+    pass
+
+
+class Missing(RunError):
+    pass
+
+
+class Exists(RunError):
+    pass
+
+
+class Unready(RunError):
+    pass
+
+
+class Superseded(RunError):
+    pass
+
+
+class Unavailable(RunError):
+    pass
+
+
+class Exhausted(RunError):
+    pass

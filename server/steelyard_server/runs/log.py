@@ -1,0 +1,243 @@
+"""A run on disk: its journal, checkpoints and history taken together.
+
+recovery = newest checkpoint + the journal after it; rewind(step) = newest checkpoint at or before the step + the
+journal up to it, where the journal is then cut; fork = the same into a new run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from steelyard_server.core.events import (
+    AttemptBegan,
+    Bookmarked,
+    ColumnSet,
+    DatasetGrown,
+    Event,
+    Float32s,
+    Ids,
+    IdsRetired,
+    LossesReported,
+    RunCreated,
+    SignalsObserved,
+    StepClosed,
+)
+from steelyard_server.history.checkpoints import Checkpoint, Checkpoints
+from steelyard_server.history.journal import Journal
+from steelyard_server.history.ops import Op
+from steelyard_server.history.ring import History
+from steelyard_server.history.store import Store
+from steelyard_server.policies.columns import Derived
+from steelyard_server.runs import snapshot
+from steelyard_server.runs.errors import Unready
+from steelyard_server.runs.retention import worth_keeping
+from steelyard_server.runs.state import HistoryEntry, RunState
+
+_IDS_PER_PAGE = 65536
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Past:
+    """A run as it was when `step` was next: the state, and where its journal continues.
+
+    `cut` is the number of the first record to undo; `survivors` are events from there on that are not undone by going
+    back: reports of earlier steps, and what the dataset has become.
+    """
+
+    state: RunState
+    cut: int
+    survivors: Sequence[Event]
+
+
+class RunLog:
+    """Not thread-safe. Methods that return ops change nothing on disk until the caller has written them."""
+
+    def __init__(self, store: Store, run_id: int, history_size: int, *, forked: bool = False) -> None:
+        self._forked = forked
+        self.journal = Journal(store, run_id)
+        self._checkpoints = Checkpoints(store, run_id)
+        self._history = History(store, run_id, history_size)
+
+    # ---- forward ----
+
+    def create(self, created: RunCreated) -> tuple[RunState, list[Op]]:
+        ops, _ = self.journal.append([created])
+        return RunState(created), list(ops)
+
+    def append(self, events: Sequence[Event]) -> list[Op]:
+        ops, _ = self.journal.append(events)
+        return list(ops)
+
+    def checkpoint(self, state: RunState) -> list[Op]:
+        """Saves the state and folds what the history lacks into it; the state then counts as saved. O(dirty chunks)."""
+        seq = self.journal.next_seq
+        saved = snapshot.take(state)
+        ops = list(
+            self._checkpoints.save(
+                seq, state.next_step, self.journal.chain, saved.meta, saved.blobs, saved.columns, saved.dirty
+            )
+        )
+        ops += self._merge_history(seq, state.unsaved_history)
+        state.unsaved_history = []
+        for flags in state.dirty.values():
+            flags[:] = False
+        return ops
+
+    def prune(self, state: RunState) -> list[Op]:
+        """Removes what retention does not keep. Bookmarks hold everything from their step on."""
+        floor = max(0, state.next_step - state.spec.retain_steps)
+        floor = min([floor, *state.bookmarks.values()])
+        checkpoints = self._checkpoints.list()
+        keep = worth_keeping(checkpoints, floor)
+        if not keep:
+            return []
+        ops = list(self._checkpoints.prune(keep)) + list(self._history.prune(keep))
+        if any(step <= floor for _, step in checkpoints):
+            ops += self.journal.prune(min(keep))
+        return ops
+
+    def load(self) -> RunState:
+        """The state after the last durable event. RecordDamaged where a stored record fails its check."""
+        self.journal.reload()
+        state, start, chain = self._base(None)
+        for _, event in self.journal.read(start, chain=chain):
+            state.apply(event)
+        return state
+
+    # ---- back ----
+
+    def past(self, step: int) -> Past:
+        """The run as it was when `step` was next. Everything appended must be durable.
+
+        Unready where the step is ahead of it or no longer retained.
+        """
+        cut = self.journal.seq_of_step(step)
+        cut = self.journal.next_seq if cut is None else cut
+        state, start, chain = self._base(cut)
+        for _, event in self.journal.read(start, cut, chain=chain):
+            state.apply(event)
+        if state.next_step != step:
+            raise Unready(
+                f"step {step} cannot be returned to: the run's journal holds steps up to {state.next_step}"
+            )
+        survivors = [event for _, event in self.journal.read(cut) if _survives(event, step)]
+        for event in survivors:
+            state.apply(event)
+        return Past(state, cut, survivors)
+
+    def rewind(self, past: Past) -> list[Op]:
+        """Cuts the journal where `past` says and appends its survivors, all in these ops."""
+        return [
+            *self.journal.cut(past.cut, past.survivors),
+            *self._checkpoints.drop_after(past.cut),
+            *self._history.drop_after(past.cut),
+        ]
+
+    def copy_history(self, other: RunLog, seq: int) -> list[Op]:
+        """Gives a run that is about to begin the history that this one had at record `seq`."""
+        return list(self._history.copy_to(other.journal.run_id, seq, 0))
+
+    def adopt(self, created: RunCreated, state: RunState) -> list[Op]:
+        """Begins this run with `state`; the history that it comes with must have been copied and be durable."""
+        ops, _ = self.journal.append([created])
+        seq = self.journal.next_seq
+        saved = snapshot.take(state)
+        everything = dict.fromkeys(saved.columns)
+        ops = [
+            *ops,
+            *self._checkpoints.save(
+                seq, state.next_step, self.journal.chain, saved.meta, saved.blobs, saved.columns, everything
+            ),
+        ]
+        return [*ops, *self._merge_history(seq, state.unsaved_history)]
+
+    # ---- queries ----
+
+    def oldest_step(self) -> int:
+        """The oldest step that can be returned to."""
+        if self._begins_at_creation():
+            return 0
+        return min((step for _, step in self._checkpoints.list()), default=0)
+
+    def history(self, ids: Ids, unsaved: Sequence[HistoryEntry]) -> list[list[tuple[int, float]]]:
+        """The last K (step, loss) of each id, oldest first, with what no checkpoint has yet."""
+        counts, steps, losses = self._history.read(ids)
+        rows = _split_rows(counts, steps, losses)
+        at = {int(example): number for number, example in enumerate(ids)}
+        for entry in unsaved:
+            for position in np.flatnonzero(np.isin(entry.ids, ids)):
+                rows[at[int(entry.ids[position])]].append((entry.step, float(entry.losses[position])))
+        return [rows[at[int(example)]][-self._history.size :] for example in ids]
+
+    def rebuilt_columns(self, derived: Derived, state: RunState, seq: int | None) -> dict[str, Float32s]:
+        """The columns of `derived` folded from the last K losses of each example: those stored as of record `seq`
+        (None: all) and those of `state` that no checkpoint has yet."""
+        size = state.examples.size
+        columns = {name: np.full(size, np.nan, np.float32) for name in derived.columns}
+        if derived.signal == "loss":
+            for entry in [*self._stored_history(seq, size), *state.unsaved_history]:
+                finite = np.isfinite(entry.losses)
+                derived.fold(columns, entry.ids[finite], entry.losses[finite])
+        return columns
+
+    # ---- inside ----
+
+    def _base(self, seq: int | None) -> tuple[RunState, int, bytes | None]:
+        """The newest saved state at or before record `seq`, the first record that it lacks, and the chain there."""
+        checkpoint: Checkpoint | None = self._checkpoints.newest(seq)
+        if checkpoint is not None:
+            state = snapshot.restore(*self._checkpoints.load(checkpoint))
+            return state, checkpoint.seq, checkpoint.chain
+        if not self._begins_at_creation():
+            raise Unready("that step is no longer retained")
+        created = next(iter(self.journal.read(0, 1)))[1]
+        assert isinstance(created, RunCreated), created
+        return RunState(created), 1, None
+
+    def _begins_at_creation(self) -> bool:
+        """Whether the journal can be replayed from its first record: a fork's begins with a checkpoint instead."""
+        return not self._forked and self.journal.first_seq() == 0
+
+    def _merge_history(self, seq: int, entries: Sequence[HistoryEntry]) -> list[Op]:
+        if not entries:
+            return []
+        ids = np.concatenate([entry.ids for entry in entries])
+        steps = np.concatenate([np.full(len(entry.ids), entry.step, np.uint64) for entry in entries])
+        losses = np.concatenate([entry.losses for entry in entries])
+        return list(self._history.merge(seq, ids, steps, losses))
+
+    def _stored_history(self, seq: int | None, size: int) -> Iterator[HistoryEntry]:
+        """The stored history, as entries that fold in its order: one per step of each page of ids."""
+        for start in range(0, size, _IDS_PER_PAGE):
+            ids = np.arange(start, min(start + _IDS_PER_PAGE, size), dtype=np.int64)
+            counts, steps, losses = self._history.read(ids, seq)
+            repeated = np.repeat(ids, counts)
+            for step in np.unique(steps):
+                at = np.flatnonzero(steps == step)
+                yield HistoryEntry(int(step), repeated[at], losses[at])
+
+
+def _survives(event: Event, step: int) -> bool:
+    match event:
+        case LossesReported() | SignalsObserved() | StepClosed():
+            return event.step < step
+        case DatasetGrown() | IdsRetired() | ColumnSet() | AttemptBegan():
+            return True
+        case Bookmarked(_, at):
+            return at is None or at <= step
+        case _:
+            return False
+
+
+def _split_rows(
+    counts: npt.NDArray[np.int64], steps: npt.NDArray[np.uint64], losses: Float32s
+) -> list[list[tuple[int, float]]]:
+    ends = np.cumsum(counts)
+    return [
+        [(int(steps[k]), float(losses[k])) for k in range(end - count, end)]
+        for end, count in zip(ends.tolist(), counts.tolist(), strict=True)
+    ]

@@ -1,0 +1,94 @@
+"""A thread that owns an object: the only one that touches it, one message at a time."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import TypeVar
+
+import structlog
+
+from steelyard_server.runs.errors import Unavailable
+
+T = TypeVar("T")
+Message = Callable[[], None]
+
+_log = structlog.get_logger(__name__)
+
+
+class Mailbox:
+    """Runs posted callables in order on one daemon thread, and `tick` about every `tick_seconds`."""
+
+    def __init__(self, name: str, tick: Message, tick_seconds: float = 0.25) -> None:
+        self._name = name
+        self._tick = tick
+        self._tick_seconds = tick_seconds
+        self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def post(self, message: Message) -> None:
+        """Queues `message`; what it raises is logged. After `close` it is dropped."""
+        if not self._closed:
+            self._messages.put(message)
+
+    def call(self, function: Callable[[], T], timeout: float = 30.0) -> T:
+        """Runs `function` on the thread and returns its result, or raises what it raised.
+
+        Unavailable when it did not come to its turn, or did not end, within `timeout` seconds.
+        """
+        if self._closed:
+            raise Unavailable(f"{self._name} is closed")
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._messages.put(run)
+        try:
+            return future.result(timeout)
+        except FutureTimeout:
+            future.cancel()
+            raise Unavailable(
+                f"{self._name} did not answer within {timeout:g} s: it is busy; try again"
+            ) from None
+
+    def close(self, timeout: float) -> bool:
+        """Stops after what is queued; False where the thread was still busy after `timeout` seconds."""
+        self._closed = True
+        self._messages.put(None)
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        due = time.monotonic() + self._tick_seconds
+        while True:
+            try:
+                message = self._messages.get(timeout=max(0.0, due - time.monotonic()))
+            except queue.Empty:
+                message = self._tick
+            if message is None:
+                return
+            self._handle(message)
+            if time.monotonic() >= due:
+                if message is not self._tick:
+                    self._handle(self._tick)
+                due = time.monotonic() + self._tick_seconds
+
+    def _handle(self, message: Message) -> None:
+        try:
+            message()
+        except Exception:
+            _log.exception("message_failed", actor=self._name)

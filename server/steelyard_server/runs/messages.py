@@ -1,0 +1,101 @@
+"""What a run and its trainers say to each other, free of the wire's encoding."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from steelyard_server.core.events import BatchDrawn, Float32s
+from steelyard_server.runs.spec import RunSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    rank: int
+    world_size: int
+    replica: int
+    attempt: str
+    session: str
+    start_step: int | None
+    resume_step: int | None
+    credit: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Report:
+    """`signals` are float32 arrays of one length, for positions offset.. of the batch of `step`."""
+
+    step: int
+    offset: int
+    digest: int
+    signals: Mapping[str, Float32s]
+    want_weights: bool
+
+    @property
+    def count(self) -> int:
+        return max((len(values) for values in self.signals.values()), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    spec: RunSpec
+    dataset_size: int
+    start_step: int
+    attempt: str
+    reads_reports: bool
+    weighs_losses: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slice:
+    """Positions offset..offset+count-1 of a drawn batch; `weight` float32[count], None where every weight is 1."""
+
+    drawn: BatchDrawn
+    offset: int
+    count: int
+    weight: Float32s | None
+    dataset_size: int
+    policy: Mapping[str, Any] | None
+
+
+class Disposition(enum.Enum):
+    APPLIED = enum.auto()
+    DUPLICATE = enum.auto()
+    LATE = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    step: int
+    offset: int
+    count: int
+    disposition: Disposition
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    step: int
+    offset: int
+    count: int
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    step: int
+    offset: int
+    weights: Float32s
+
+
+Outgoing = Joined | Slice | Acknowledgement | Refusal | Weights
+
+
+class Outbox(Protocol):
+    """Where a run puts what a trainer shall get. Called from any thread; must not block."""
+
+    def send(self, message: Outgoing) -> None: ...
+
+    def end(self, error: Exception | None) -> None:
+        """Ends the stream, with OK where there is no error. Later calls are ignored."""

@@ -1,0 +1,105 @@
+"""The ranks that are connected to a run, and who may join."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from steelyard.split import split
+from steelyard_server.runs.errors import Exists, Invalid, Superseded, Unready
+from steelyard_server.runs.messages import Join, Outbox
+from steelyard_server.runs.state import Attempts
+
+
+@dataclass(slots=True, eq=False)
+class Rank:
+    """One live stream. `cursor` is the next step to send, `credit` how many batches its trainer can still hold."""
+
+    session: str
+    rank: int
+    replica: int
+    world_size: int
+    outbox: Outbox
+    cursor: int
+    credit: int
+    weigher_step: int = -1
+    """The step since when the weigh rule that the trainer knows has been in force."""
+
+    def slice_of(self, batch_size: int) -> tuple[int, int]:
+        return split(batch_size, self.world_size, self.rank)
+
+
+class Ranks:
+    """Streams by (rank, replica). Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._by_seat: dict[tuple[int, int], Rank] = {}
+
+    def __iter__(self) -> Iterator[Rank]:
+        return iter(list(self._by_seat.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_seat)
+
+    def seat(self, rank: Rank) -> Rank | None:
+        """Seats `rank`; returns the stream of the same session that it takes over from, if there is one."""
+        before = self._by_seat.get((rank.rank, rank.replica))
+        self._by_seat[rank.rank, rank.replica] = rank
+        return before
+
+    def leave(self, rank: Rank) -> None:
+        if self._by_seat.get((rank.rank, rank.replica)) is rank:
+            del self._by_seat[rank.rank, rank.replica]
+
+    def holds(self, rank: Rank) -> bool:
+        return self._by_seat.get((rank.rank, rank.replica)) is rank
+
+    def check_free(self, join: Join) -> None:
+        holder = self._by_seat.get((join.rank, join.replica))
+        if holder is not None and holder.session != join.session:
+            raise Exists(
+                f"rank {join.rank} (replica {join.replica}) of attempt {join.attempt!r} is held by the live session "
+                f"{holder.session!r}; session {join.session!r} must take another rank"
+            )
+
+    def all_connected(self, world_size: int) -> bool:
+        """Whether every rank of the attempt has at least one live stream."""
+        return len({rank for rank, _ in self._by_seat}) >= world_size > 0
+
+    def end_all(self, error: Exception | None) -> None:
+        for rank in self:
+            rank.outbox.end(error)
+        self._by_seat.clear()
+
+
+def check_join(join: Join) -> None:
+    if join.world_size < 1 or not 0 <= join.rank < join.world_size:
+        raise Invalid(
+            f"expected 0 <= rank < world_size; got rank {join.rank} of world_size {join.world_size}"
+        )
+    if not join.attempt or len(join.attempt) > 256 or not join.session or len(join.session) > 256:
+        raise Invalid(
+            f"expected an attempt token and a session of 1..256 characters; got {join.attempt!r}, {join.session!r}"
+        )
+
+
+def check_attempt(join: Join, attempts: Attempts) -> bool:
+    """Whether the join begins a new attempt. RunError where it may neither begin nor belong to one."""
+    if join.attempt not in attempts.tokens:
+        return True
+    if join.attempt != attempts.current:
+        raise Superseded(
+            f"attempt {join.attempt!r} is over: attempt {attempts.current!r} has begun at step {attempts.start_step}; "
+            "this trainer belongs to an older launch and must stop"
+        )
+    if join.world_size != attempts.world_size:
+        raise Unready(
+            f"attempt {join.attempt!r} began with world_size {attempts.world_size}; rank {join.rank} joined it with "
+            f"{join.world_size}; another world size needs a new attempt"
+        )
+    if join.start_step is not None and join.resume_step is None and join.start_step != attempts.start_step:
+        raise Unready(
+            f"attempt {join.attempt!r} began at step {attempts.start_step}; rank {join.rank} asks for step "
+            f"{join.start_step}; all ranks of an attempt start at the same step"
+        )
+    return False

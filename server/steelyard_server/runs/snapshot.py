@@ -1,0 +1,129 @@
+"""A run's state as arrays and JSON values, and back: what a checkpoint holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from steelyard_server.core.events import BatchDrawn, RunCreated
+from steelyard_server.runs.spec import RunSpec
+from steelyard_server.runs.state import Attempts, Counters, RunState
+from steelyard_server.runs.steps import Observation, StepRecord
+
+AnyArray = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """`columns` are the large arrays, `blobs` small ones; `dirty` says which chunks of a column changed."""
+
+    meta: Mapping[str, Any]
+    blobs: Mapping[str, AnyArray]
+    columns: Mapping[str, AnyArray]
+    dirty: Mapping[str, npt.NDArray[np.bool_] | None]
+
+
+def take(state: RunState) -> Snapshot:
+    """The state as of now. Arrays are the state's own: encode them before it changes. O(steps in flight)."""
+    blobs: dict[str, AnyArray] = {"retired": state.examples.retired}
+    steps = [_save_step(record, blobs) for record in state.steps.values()]
+    observed = [_save_observation(number, seen, blobs) for number, seen in enumerate(state.observed)]
+    meta = {
+        "spec": state.spec.model_dump(mode="json"),
+        "size": state.examples.size,
+        "next_step": state.next_step,
+        "closed_steps": state.closed_steps,
+        "folded_steps": state.folded_steps,
+        "folded_reports": state.folded_reports,
+        "steps": steps,
+        "observed": observed,
+        "attempts": dataclasses.asdict(state.attempts),
+        "bookmarks": state.bookmarks,
+        "counters": dataclasses.asdict(state.counters),
+        "weighers": state.weighers,
+        "drawer": state.get_drawer_state(),
+    }
+    return Snapshot(meta, blobs, state.examples.columns, state.dirty)
+
+
+def restore(
+    meta: Mapping[str, Any], blobs: Mapping[str, AnyArray], columns: Mapping[str, AnyArray]
+) -> RunState:
+    """The state that `take` saw. The arrays are copied where the state will write to them."""
+    spec = RunSpec.model_validate(meta["spec"])
+    state = RunState(RunCreated(spec.model_dump(mode="json"), int(meta["size"])))
+    state.examples.retired = np.array(blobs["retired"], np.int64)
+    for name in state.examples.columns:
+        state.examples.columns[name] = np.array(columns[name], np.float32)
+        state.dirty[name][:] = False
+    state.next_step = int(meta["next_step"])
+    state.closed_steps = int(meta["closed_steps"])
+    state.folded_steps = int(meta["folded_steps"])
+    state.folded_reports = int(meta["folded_reports"])
+    state.steps = {row["step"]: _load_step(row, blobs) for row in meta["steps"]}
+    state.observed = [_load_observation(number, row, blobs) for number, row in enumerate(meta["observed"])]
+    state.attempts = Attempts(**meta["attempts"])
+    state.bookmarks = dict(meta["bookmarks"])
+    state.counters = Counters(**meta["counters"])
+    state.weighers = [(int(step), rule) for step, rule in meta["weighers"]]
+    state.drawer_state = meta["drawer"]
+    return state
+
+
+def _save_step(record: StepRecord, blobs: dict[str, AnyArray]) -> dict[str, Any]:
+    drawn, at = record.drawn, f"step/{record.drawn.step}"
+    blobs[f"{at}/ids"] = drawn.ids
+    blobs[f"{at}/reported"] = record.reported
+    if drawn.probability is not None:
+        blobs[f"{at}/probability"] = drawn.probability
+    for name, values in record.signals.items():
+        blobs[f"{at}/signal/{name}"] = values
+    return {
+        "step": drawn.step,
+        "uniform_probability": drawn.uniform_probability,
+        "state_version": drawn.state_version,
+        "digest": str(drawn.digest),
+        "draw_state": dict(drawn.draw_state),
+        "signals": list(record.signals),
+        "closed": record.closed,
+        "folded": record.folded,
+    }
+
+
+def _load_step(row: Mapping[str, Any], blobs: Mapping[str, AnyArray]) -> StepRecord:
+    at = f"step/{row['step']}"
+    drawn = BatchDrawn(
+        step=row["step"],
+        ids=np.array(blobs[f"{at}/ids"], np.int64),
+        probability=blobs.get(f"{at}/probability"),
+        uniform_probability=row["uniform_probability"],
+        state_version=row["state_version"],
+        digest=int(row["digest"]),
+        draw_state=row["draw_state"],
+    )
+    return StepRecord(
+        drawn=drawn,
+        reported=np.array(blobs[f"{at}/reported"], np.bool_),
+        signals={name: np.array(blobs[f"{at}/signal/{name}"], np.float32) for name in row["signals"]},
+        closed=row["closed"],
+        folded=row["folded"],
+    )
+
+
+def _save_observation(number: int, seen: Observation, blobs: dict[str, AnyArray]) -> dict[str, Any]:
+    blobs[f"observed/{number}/ids"] = seen.ids
+    for name, values in seen.signals.items():
+        blobs[f"observed/{number}/signal/{name}"] = values
+    return {"step": seen.step, "signals": list(seen.signals)}
+
+
+def _load_observation(number: int, row: Mapping[str, Any], blobs: Mapping[str, AnyArray]) -> Observation:
+    signals = {
+        name: np.array(blobs[f"observed/{number}/signal/{name}"], np.float32) for name in row["signals"]
+    }
+    return Observation(row["step"], np.array(blobs[f"observed/{number}/ids"], np.int64), signals)

@@ -1,0 +1,389 @@
+"""The state of a run and its fold over the journal: state(n+1) = apply(state(n), event(n)).
+
+Pure: no I/O, no clock. `draw` makes the next BatchDrawn without changing what the journal does not know: everything
+that it folds on the way, `apply` of that same event folds again in a replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from steelyard import wire
+from steelyard_server.core.events import (
+    AttemptBegan,
+    BatchDrawn,
+    Bookmarked,
+    ColumnSet,
+    DatasetGrown,
+    Event,
+    Float32s,
+    Ids,
+    IdsRetired,
+    LossesReported,
+    PolicyChanged,
+    RunCreated,
+    SignalsObserved,
+    StepClosed,
+)
+from steelyard_server.policies.draw import Drawer, Examples
+from steelyard_server.policies.policy import Policy
+from steelyard_server.runs.spec import RunSpec
+from steelyard_server.runs.steps import Observation, StepRecord
+
+COLUMN_CHUNK = 65536
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a run has done since it was created."""
+
+    served_ids: int = 0
+    reported_losses: int = 0
+    nonfinite_losses: int = 0
+    closed_by_timeout: int = 0
+    closed_by_owner: int = 0
+    expired_steps: int = 0
+
+
+@dataclass(slots=True)
+class Attempts:
+    """The launches of the training job, newest last. Tokens of older ones are remembered to refuse them."""
+
+    tokens: list[str] = field(default_factory=list)
+    world_size: int = 0
+    start_step: int = 0
+
+    @property
+    def current(self) -> str:
+        return self.tokens[-1] if self.tokens else ""
+
+
+@dataclass(slots=True, eq=False)
+class HistoryEntry:
+    """Folded losses on their way to the per-example history: one number per id, in fold order."""
+
+    step: int
+    ids: Ids
+    losses: Float32s
+
+
+class RunState:
+    """Everything that determines the batches to come. Single-threaded."""
+
+    def __init__(self, created: RunCreated) -> None:
+        self.spec = RunSpec.model_validate(dict(created.spec))
+        self.policy: Policy = self.spec.policy
+        self.examples = Examples(created.dataset_size, np.empty(0, np.int64), {})
+        self.next_step = 0
+        self.closed_steps = 0
+        self.folded_steps = 0
+        self.folded_reports = 0
+        self.steps: dict[int, StepRecord] = {}
+        self.observed: list[Observation] = []
+        self.weighers: list[tuple[int, Mapping[str, Any]]] = [(0, self.spec.weigh)]
+        self.attempts = Attempts()
+        self.bookmarks: dict[str, int] = {}
+        self.counters = Counters()
+        self.unsaved_history: list[HistoryEntry] = []
+        self.dirty: dict[str, npt.NDArray[np.bool_]] = {}
+        self._add_columns()
+        self._drawer: Drawer | None = None
+        self.drawer_state: Mapping[str, Any] | None = None
+
+    @property
+    def drawer(self) -> Drawer:
+        """Built by the first event that needs it, never by a query: its state depends on when that is."""
+        if self._drawer is None:
+            self._drawer = self.policy.draw.drawer(
+                self.examples, seed=self.spec.seed, batch_size=self.spec.batch_size, state=self.drawer_state
+            )
+            self.drawer_state = None
+        return self._drawer
+
+    # ---- what the actor asks ----
+
+    @property
+    def reads_reports(self) -> bool:
+        return self.policy.draw.reads_reports
+
+    @property
+    def state_version(self) -> int:
+        return self.folded_reports if self.spec.staleness == "any" else self.folded_steps
+
+    def awaited_step(self) -> int | None:
+        """The step that must be closed before the next draw; None when the next draw need not wait."""
+        if not self.reads_reports or self.spec.staleness == "any":
+            return None
+        return self.closed_steps if self.closed_steps < self.next_step - self.spec.staleness else None
+
+    def obstacle(self) -> str | None:
+        """Why the policy cannot draw the next batch, or None."""
+        drawable = self.examples.size - len(self.examples.retired)
+        return self.policy.draw.too_small(drawable, self.spec.batch_size)
+
+    def peek_drawer(self) -> Drawer:
+        """A drawer to ask, not to draw from: the run's own, or one made for the question. O(size) then."""
+        if self._drawer is not None:
+            return self._drawer
+        spec = self.spec
+        return self.policy.draw.drawer(
+            self.examples, seed=spec.seed, batch_size=spec.batch_size, state=self.drawer_state
+        )
+
+    def get_drawer_state(self) -> Mapping[str, Any] | None:
+        """None while no event has needed the drawer."""
+        return self._drawer.get_state() if self._drawer is not None else self.drawer_state
+
+    def draw(self) -> BatchDrawn:
+        """The next batch. ValueError where the policy cannot draw one; the state is then as it was."""
+        if (obstacle := self.obstacle()) is not None:
+            raise ValueError(obstacle)
+        step = self.next_step
+        self._fold_for_draw(step)
+        drawn = self.drawer.draw(step)
+        return BatchDrawn(
+            step=step,
+            ids=drawn.ids,
+            probability=drawn.probability,
+            uniform_probability=drawn.uniform_probability,
+            state_version=self.state_version,
+            digest=wire.batch_digest(step, drawn.ids),
+            draw_state=self.drawer.draw_state(),
+        )
+
+    def weigher_of(self, step: int) -> Mapping[str, Any]:
+        """The weigh rule of a drawn step: that of the policy it was drawn under."""
+        return next(rule for since, rule in reversed(self.weighers) if since <= step)
+
+    def first_unreported(self, positions_of: Any, start: int) -> int:
+        """The first step from `start` on of which `positions_of(batch size)` is not wholly reported."""
+        step = max(start, 0)
+        while (record := self.steps.get(step)) is not None:
+            offset, count = positions_of(len(record.reported))
+            if not record.closed and not record.reported[offset : offset + count].all():
+                return step
+            step += 1
+        return max(step, start)
+
+    # ---- the fold ----
+
+    def apply(self, event: Event) -> None:
+        match event:
+            case BatchDrawn():
+                self._apply_drawn(event)
+            case LossesReported():
+                self._apply_reported(event)
+            case SignalsObserved():
+                self._apply_observed(event)
+            case StepClosed():
+                self._apply_closed(event)
+            case PolicyChanged():
+                self._apply_policy(event)
+            case ColumnSet():
+                self._apply_column(event)
+            case DatasetGrown():
+                self._apply_growth(event)
+            case IdsRetired():
+                self._apply_retired(event)
+            case AttemptBegan():
+                self._apply_attempt(event)
+            case Bookmarked(name, None):
+                self.bookmarks.pop(name, None)
+            case Bookmarked(name, int(step)):
+                self.bookmarks[name] = step
+            case RunCreated():
+                raise ValueError("a journal holds one RunCreated, its first record; got another one")
+
+    def _apply_drawn(self, event: BatchDrawn) -> None:
+        if event.step != self.next_step:
+            raise ValueError(
+                f"expected the batch of step {self.next_step} next in the journal, got {event.step}"
+            )
+        self._fold_for_draw(event.step)
+        self.drawer.set_draw_state(event.draw_state)
+        self.steps[event.step] = StepRecord.of(event)
+        self.next_step += 1
+        self.counters.served_ids += len(event.ids)
+        self._expire(event.step - self.spec.report_window)
+
+    def _apply_reported(self, event: LossesReported) -> None:
+        record = self.steps[event.step]
+        losses = event.signals["loss"]
+        new = ~record.reported[event.offset : event.offset + len(losses)]
+        self.counters.reported_losses += int(new.sum())
+        self.counters.nonfinite_losses += int((~np.isfinite(losses[new])).sum())
+        record.take(event.offset, event.signals)
+        if self.spec.staleness == "any":
+            ids = record.drawn.ids[event.offset : event.offset + len(losses)][new]
+            self._fold(event.step, ids, {name: values[new] for name, values in event.signals.items()})
+        self._advance()
+
+    def _apply_observed(self, event: SignalsObserved) -> None:
+        if self.spec.staleness == "any":
+            self._fold(event.step, event.ids, event.signals)
+        else:
+            self.observed.append(Observation(event.step, event.ids, event.signals))
+            self._advance()
+
+    def _apply_closed(self, event: StepClosed) -> None:
+        record = self.steps.get(event.step)
+        if record is not None and not record.closed:
+            record.closed = True
+            if event.reason == "timeout":
+                self.counters.closed_by_timeout += 1
+            else:
+                self.counters.closed_by_owner += 1
+            self._advance()
+
+    def _apply_policy(self, event: PolicyChanged) -> None:
+        draw_before = self.policy.draw
+        self.spec = self.spec.model_copy(update=dict(event.policy))
+        self.policy = self.spec.policy
+        self.weighers.append((self.next_step, self.spec.weigh))
+        if self.policy.draw != draw_before:
+            self._add_columns()
+            self._drop_columns()
+            self._drawer, self.drawer_state = None, None
+        self._advance()
+
+    def _apply_column(self, event: ColumnSet) -> None:
+        column = self.examples.columns.get(event.name)
+        if column is None:
+            return
+        column[event.ids] = event.values
+        self._mark(event.name, event.ids)
+        if self._drawer is not None:
+            self._drawer.changed(event.ids)
+
+    def _apply_growth(self, event: DatasetGrown) -> None:
+        drawer = self.drawer
+        added = event.size - self.examples.size
+        self.examples.size = event.size
+        for name, column in self.examples.columns.items():
+            self.examples.columns[name] = np.concatenate([column, np.full(added, np.nan, np.float32)])
+            flags = np.ones(-(-event.size // COLUMN_CHUNK), np.bool_)
+            flags[: len(self.dirty[name]) - 1] = self.dirty[name][:-1]
+            self.dirty[name] = flags
+        drawer.grew()
+
+    def _apply_retired(self, event: IdsRetired) -> None:
+        drawer = self.drawer
+        new = np.setdiff1d(event.ids, self.examples.retired)
+        self.examples.retired = np.union1d(self.examples.retired, new)
+        drawer.retired(new)
+
+    def _apply_attempt(self, event: AttemptBegan) -> None:
+        self.attempts.tokens = [token for token in self.attempts.tokens if token != event.token] + [
+            event.token
+        ]
+        self.attempts.world_size = event.world_size
+        self.attempts.start_step = event.start_step
+        self.close_below(event.start_step)
+
+    def close_below(self, start: int) -> None:
+        """Nobody will report steps below `start` any more: whoever trained them is gone."""
+        for step, record in self.steps.items():
+            if step < start and not record.closed:
+                record.closed = True
+        self._advance()
+
+    # ---- folding reports ----
+
+    def _fold_for_draw(self, step: int) -> None:
+        """Folds exactly the reports that a draw of `step` may know."""
+        if self.reads_reports and isinstance(self.spec.staleness, int):
+            self._fold_steps(step - self.spec.staleness)
+
+    def _advance(self) -> None:
+        """Moves the closed mark; a draw that reads no reports has them folded at once."""
+        while (record := self.steps.get(self.closed_steps)) is not None and record.closed:
+            self.closed_steps += 1
+        if not self.reads_reports or self.spec.staleness == "any":
+            self._fold_steps(self.closed_steps)
+
+    def _fold_steps(self, stop: int) -> None:
+        """Folds the closed steps below `stop`, in step order, each with what was observed as of it."""
+        while self.folded_steps < min(stop, self.closed_steps):
+            step = self.folded_steps
+            record = self.steps.get(step)
+            if record is not None and not record.folded and self.spec.staleness != "any":
+                at = np.flatnonzero(record.reported)
+                signals = {name: values[at] for name, values in record.signals.items()}
+                self._fold(step, record.drawn.ids[at], signals)
+                record.folded = True
+            self.folded_steps += 1
+            self._fold_observed(step)
+        self._fold_observed(self.folded_steps - 1)
+
+    def _fold_observed(self, upto: int) -> None:
+        due = [seen for seen in self.observed if seen.step <= upto]
+        if due:
+            self.observed = [seen for seen in self.observed if seen.step > upto]
+            for seen in due:
+                self._fold(seen.step, seen.ids, seen.signals)
+
+    def _fold(self, step: int, ids: Ids, signals: Mapping[str, Float32s]) -> None:
+        if not len(ids):
+            return
+        self.folded_reports += 1
+        if "loss" in signals and self.spec.history_size:
+            self.unsaved_history.append(HistoryEntry(step, ids, signals["loss"]))
+        for derived in self.policy.draw.derived:
+            values = signals.get(derived.signal)
+            if values is None:
+                continue
+            finite = np.isfinite(values)
+            # The drawer is built before the columns change, so that it hears of every change.
+            drawer = self.drawer
+            derived.fold(self.examples.columns, ids[finite], values[finite])
+            changed = np.unique(ids[finite])
+            for name in derived.columns:
+                self._mark(name, changed)
+            drawer.changed(changed)
+
+    def _expire(self, before: int) -> None:
+        """Closes and forgets the steps below `before`: no draw waits for their reports any longer."""
+        for step in [step for step in self.steps if step < before]:
+            record = self.steps[step]
+            if not record.closed:
+                record.closed = True
+                self.counters.expired_steps += 1
+            self._advance()
+            if record.folded or step < self.folded_steps:
+                del self.steps[step]
+
+    # ---- columns ----
+
+    def _columns_needed(self) -> list[str]:
+        derived = [name for column in self.policy.draw.derived for name in column.columns]
+        return [*derived, *self.policy.draw.static]
+
+    def _add_columns(self) -> None:
+        for name in self._columns_needed():
+            if name not in self.examples.columns:
+                self.examples.columns[name] = np.full(self.examples.size, np.nan, np.float32)
+                self.dirty[name] = np.ones(-(-self.examples.size // COLUMN_CHUNK), np.bool_)
+
+    def _drop_columns(self) -> None:
+        for name in set(self.examples.columns) - set(self._columns_needed()):
+            del self.examples.columns[name], self.dirty[name]
+
+    def _mark(self, name: str, ids: Ids) -> None:
+        self.dirty[name][ids // COLUMN_CHUNK] = True
+
+    def check(self) -> None:
+        """Raises AssertionError where an invariant is broken. O(size)."""
+        assert self.folded_steps <= self.closed_steps <= self.next_step, (
+            self.folded_steps,
+            self.closed_steps,
+            self.next_step,
+        )
+        assert set(self.examples.columns) == set(self._columns_needed()) == set(self.dirty)
+        for column in self.examples.columns.values():
+            assert len(column) == self.examples.size
+        self.peek_drawer().check()

@@ -1,0 +1,74 @@
+"""What a run can say about itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from steelyard_server.runs.log import RunLog
+from steelyard_server.runs.state import RunState
+
+
+@dataclass(frozen=True, slots=True)
+class RunStats:
+    """Counts since the run was created; those of refused, duplicate and late reports since the server started."""
+
+    next_step: int
+    closed_steps: int
+    folded_steps: int
+    state_version: int
+    served_ids: int
+    reported_losses: int
+    duplicate_reports: int
+    late_reports: int
+    refused_reports: int
+    nonfinite_losses: int
+    closed_by_timeout: int
+    drawable: int
+    never_reported: int | None
+    effective_sample_ratio: float
+    mean_loss: float
+    journal_records: int
+    connected_ranks: int
+    oldest_step: int
+    journal_bytes: int
+
+
+def stats_of(state: RunState, tally: Mapping[str, int], connected: int, log: RunLog) -> RunStats:
+    """O(size) where the draw has masses, else O(1)."""
+    drawer = state.peek_drawer()
+    return RunStats(
+        next_step=state.next_step,
+        closed_steps=state.closed_steps,
+        folded_steps=state.folded_steps,
+        state_version=state.state_version,
+        served_ids=state.counters.served_ids,
+        reported_losses=state.counters.reported_losses,
+        duplicate_reports=tally["duplicate"],
+        late_reports=tally["late"],
+        refused_reports=tally["refused"],
+        nonfinite_losses=state.counters.nonfinite_losses,
+        closed_by_timeout=state.counters.closed_by_timeout,
+        drawable=drawer.drawable,
+        never_reported=drawer.never_reported,
+        effective_sample_ratio=drawer.effective_sample_ratio(),
+        mean_loss=_mean_loss(state),
+        journal_records=log.journal.next_seq,
+        connected_ranks=connected,
+        oldest_step=log.oldest_step(),
+        journal_bytes=log.journal.bytes_from(0),
+    )
+
+
+def _mean_loss(state: RunState) -> float:
+    """Mean of the finite losses of the last reported step; NaN where there is none."""
+    for step in sorted(state.steps, reverse=True):
+        record = state.steps[step]
+        losses = record.signals.get("loss", np.empty(0, np.float32))
+        finite = losses[np.isfinite(losses)]
+        if record.closed and len(finite):
+            return float(finite.mean())
+    return math.nan

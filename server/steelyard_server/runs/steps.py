@@ -1,0 +1,67 @@
+"""A step between its draw and its fold: what was served, and what has been reported of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from steelyard_server.core.events import BatchDrawn, Float32s, Ids
+
+
+@dataclass(slots=True, eq=False)
+class StepRecord:
+    """`reported` is bool[B]; each signal float32[B], NaN where it was not reported."""
+
+    drawn: BatchDrawn
+    reported: npt.NDArray[np.bool_]
+    signals: dict[str, Float32s] = field(default_factory=dict)
+    closed: bool = False
+    folded: bool = False
+
+    @classmethod
+    def of(cls, drawn: BatchDrawn) -> StepRecord:
+        return cls(drawn, np.zeros(len(drawn.ids), np.bool_))
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.reported.all())
+
+    def holds(self, offset: int, signals: Mapping[str, Float32s]) -> bool:
+        """Whether these very signals are among what was reported."""
+        stop = offset + len(next(iter(signals.values())))
+        return bool(self.reported[offset:stop].all()) and not self.contradicts(offset, signals)
+
+    def contradicts(self, offset: int, signals: Mapping[str, Float32s]) -> bool:
+        """Whether a position that was reported has another value now. NaN equals NaN."""
+        for name, values in signals.items():
+            stop = offset + len(values)
+            known = self.reported[offset:stop]
+            if not known.any():
+                continue
+            if name not in self.signals:
+                return True
+            mine = self.signals[name][offset:stop]
+            if not np.array_equal(mine[known], values[known], equal_nan=True):
+                return True
+        return False
+
+    def take(self, offset: int, signals: Mapping[str, Float32s]) -> None:
+        for name, values in signals.items():
+            if name not in self.signals:
+                self.signals[name] = np.full(len(self.reported), np.nan, np.float32)
+            self.signals[name][offset : offset + len(values)] = values
+            self.reported[offset : offset + len(values)] = True
+        if self.complete:
+            self.closed = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Observation:
+    """Signals of ids that were not drawn, waiting to be folded with the reports of `step`."""
+
+    step: int
+    ids: Ids
+    signals: Mapping[str, Float32s]

@@ -1,0 +1,224 @@
+"""The daemon: startup, serving, draining, shutdown. The same object is embedded by `steelyard.local`.
+
+The gRPC edge is asyncio on a thread of its own: an idle stream costs no thread, and with 64 streams it was measured
+ahead of the threaded stack (ARCHITECTURE.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from steelyard.v1 import (
+    datasets_pb2,
+    datasets_pb2_grpc,
+    runs_pb2,
+    runs_pb2_grpc,
+    trainer_pb2,
+    trainer_pb2_grpc,
+)
+from steelyard_server.config import Settings
+from steelyard_server.history.store import Store
+from steelyard_server.runs.catalog import Catalog
+from steelyard_server.runs.run import CheckpointRule
+from steelyard_server.service.calls import offloaded
+from steelyard_server.service.datasets import DatasetService
+from steelyard_server.service.http import HttpEndpoint
+from steelyard_server.service.runs import RunService
+from steelyard_server.service.trainer import TrainerService
+
+T = TypeVar("T")
+
+SERVICES = (
+    datasets_pb2.DESCRIPTOR.services_by_name["DatasetService"].full_name,
+    runs_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
+    trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name,
+)
+_START_SECONDS = 60.0
+_HEALTH_SECONDS = 0.25
+
+_log = structlog.get_logger(__name__)
+
+
+class Server:
+    """A Steelyard server in this process: `start`, `address`, `stop`. One per data directory."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="grpc edge", daemon=True)
+        self._calls = ThreadPoolExecutor(settings.call_threads, thread_name_prefix="call")
+        self._health = health.aio.HealthServicer()
+        self._http: HttpEndpoint | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._serving = False
+        self.port = 0
+
+    def start(self) -> None:
+        """Opens the data directory and serves; returns when the server answers.
+
+        StoreBusy or StoreTooNew when the directory cannot be used, OSError when an address cannot be bound.
+        """
+        settings = self._settings
+        self._store = Store.open(
+            settings.data_dir,
+            durability=settings.durability,
+            interval=settings.durability_interval_seconds,
+            map_size=int(settings.map_size_bytes),
+            max_map_size=int(settings.max_map_size_bytes),
+        )
+        try:
+            rule = CheckpointRule(
+                settings.checkpoint_interval_seconds, int(settings.checkpoint_journal_bytes)
+            )
+            self._catalog = Catalog(self._store, rule, int(settings.max_message_bytes))
+            self._thread.start()
+            self._await(self._start(), _START_SECONDS)
+            if settings.http is not None:
+                self._http = HttpEndpoint(settings.http, self._ready, self._store)
+        except BaseException:
+            self.stop(0.0)
+            raise
+        if settings.port_file is not None:
+            _write_whole(settings.port_file, f"{self.port}\n")
+        _log.info(
+            "serving", address=self.address, data_dir=str(settings.data_dir), durability=settings.durability
+        )
+
+    @property
+    def address(self) -> str:
+        """What a client connects to."""
+        listen = self._settings.listen
+        return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{self.port}"
+
+    @property
+    def http_address(self) -> str | None:
+        return None if self._http is None else self._http.address
+
+    def stop(self, grace: float | None = None) -> bool:
+        """Drains and stops: no new batches, reports that came are made durable, every run gets a checkpoint.
+
+        False where that took longer than `grace` seconds (default: the settings'); what is durable is then as after
+        a kill: nothing acknowledged is lost.
+        """
+        grace = self._settings.grace_seconds if grace is None else grace
+        deadline = time.monotonic() + grace
+        clean = True
+        if self._thread.is_alive():
+            self._serving = False
+            self._await(self._refuse(), _START_SECONDS)
+            clean = self._catalog.close(deadline)
+            self._await(self._stop(), _START_SECONDS)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(_START_SECONDS)
+        if self._http is not None:
+            self._http.close()
+        self._calls.shutdown(wait=False, cancel_futures=True)
+        self._store.close(max(5.0, deadline - time.monotonic()))
+        if self._settings.port_file is not None:
+            self._settings.port_file.unlink(missing_ok=True)
+        _log.info("stopped", clean=clean)
+        return clean
+
+    # ---- on the event loop ----
+
+    async def _start(self) -> None:
+        settings = self._settings
+        limit = int(settings.max_message_bytes)
+        self._grpc = grpc.aio.server(
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            ]
+        )
+        datasets = offloaded(DatasetService(self._catalog), self._calls)
+        datasets_pb2_grpc.add_DatasetServiceServicer_to_server(datasets, self._grpc)
+        runs = offloaded(RunService(self._catalog), self._calls)
+        runs_pb2_grpc.add_RunServiceServicer_to_server(runs, self._grpc)
+        trainer_pb2_grpc.add_TrainerServiceServicer_to_server(
+            TrainerService(self._catalog, self._calls), self._grpc
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        reflection.enable_server_reflection(
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc
+        )
+        await self._report_health(False)
+        self.port = self._grpc.add_insecure_port(settings.listen)
+        await self._grpc.start()
+        self._serving = True
+        await self._report_health(self._ready())
+        self._watch = asyncio.create_task(self._watch_health())
+
+    async def _watch_health(self) -> None:
+        known = True
+        while True:
+            await asyncio.sleep(_HEALTH_SECONDS)
+            if self._ready() != known:
+                known = not known
+                await self._report_health(known)
+
+    async def _report_health(self, serving: bool) -> None:
+        status = (
+            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for service in ("", *SERVICES):
+            await self._health.set(service, status)
+
+    async def _refuse(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        await self._report_health(False)
+
+    async def _stop(self) -> None:
+        if hasattr(self, "_grpc"):
+            await self._grpc.stop(0.5)
+
+    # ---- helpers ----
+
+    def _ready(self) -> bool:
+        return self._serving and self._store.healthy
+
+    def _await(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)
+
+
+def serve(settings: Settings) -> int:
+    """Runs a server until SIGTERM or SIGINT; the exit status: 0 after a whole drain, 1 after a cut one."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        _log.info("draining", signal=signal.Signals(number).name, grace_seconds=settings.grace_seconds)
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    server = Server(settings)
+    try:
+        server.start()
+        asked.wait()
+        return 0 if server.stop() else 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """A reader sees the file whole or not at all."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.write_text(text)
+    draft.replace(path)

@@ -1,0 +1,1 @@
+"""The gRPC edge: look up, call, convert. No policy lives here."""

@@ -1,0 +1,286 @@
+"""Messages of the wire to values of the runs, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf import json_format, struct_pb2
+
+from steelyard import wire
+from steelyard.v1 import arrays_pb2, datasets_pb2, runs_pb2, trainer_pb2
+from steelyard_server.core.events import Float32s, Ids
+from steelyard_server.runs.datasets import DatasetInfo
+from steelyard_server.runs.errors import Invalid
+from steelyard_server.runs.messages import (
+    Acknowledgement,
+    Disposition,
+    Join,
+    Joined,
+    Outgoing,
+    Refusal,
+    Report,
+    Slice,
+    Weights,
+)
+from steelyard_server.runs.run import RunInfo
+from steelyard_server.runs.spec import RunSpec, parse_spec
+from steelyard_server.runs.stats import RunStats
+from steelyard_server.service.errors import status_of
+
+_DISPOSITIONS = {
+    Disposition.APPLIED: trainer_pb2.DISPOSITION_APPLIED,
+    Disposition.DUPLICATE: trainer_pb2.DISPOSITION_DUPLICATE,
+    Disposition.LATE: trainer_pb2.DISPOSITION_LATE,
+}
+_ON_NONFINITE = {
+    runs_pb2.ON_NONFINITE_UNSPECIFIED: "skip",
+    runs_pb2.ON_NONFINITE_SKIP: "skip",
+    runs_pb2.ON_NONFINITE_REJECT: "reject",
+}
+_ON_NONFINITE_CODES = {"skip": runs_pb2.ON_NONFINITE_SKIP, "reject": runs_pb2.ON_NONFINITE_REJECT}
+_STATUS_CODES = {code: code.value[0] for code in grpc.StatusCode}
+
+
+# ---- arrays ----
+
+
+def floats(message: arrays_pb2.Array, name: str) -> Float32s:
+    """float32 values; Invalid where the message holds anything else."""
+    try:
+        return wire.unpack(message, np.float32, name=name)
+    except ValueError as error:
+        raise Invalid(str(error)) from error
+
+
+def ids_of(message: arrays_pb2.Array, name: str = "ids") -> Ids:
+    """int64 ids; Invalid where the message holds no integers."""
+    try:
+        return wire.unpack_ids(message, name=name)
+    except ValueError as error:
+        raise Invalid(str(error)) from error
+
+
+def signals_of(signals: Iterable[arrays_pb2.Signal]) -> dict[str, Float32s]:
+    values: dict[str, Float32s] = {}
+    for signal in signals:
+        if not 1 <= len(signal.name) <= 64 or signal.name in values:
+            raise Invalid(f"expected signals of different names of 1..64 characters; got {signal.name!r}")
+        values[signal.name] = floats(signal.values, f"signal {signal.name!r}")
+    return values
+
+
+# ---- policies and specs ----
+
+
+def struct(values: Mapping[str, Any]) -> struct_pb2.Struct:
+    message = struct_pb2.Struct()
+    message.update(dict(values))
+    return message
+
+
+def plain(message: struct_pb2.Struct) -> dict[str, Any]:
+    """A Struct as JSON values; whole numbers, which a Struct keeps as doubles, are ints again."""
+    return {key: _whole(value) for key, value in json_format.MessageToDict(message).items()}
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    return value
+
+
+def policy_parts(message: runs_pb2.Policy) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    draw = plain(message.draw) if message.HasField("draw") else None
+    weigher = plain(message.weigh) if message.HasField("weigh") else None
+    return draw, weigher
+
+
+def policy(values: Mapping[str, Any]) -> runs_pb2.Policy:
+    return runs_pb2.Policy(draw=struct(values["draw"]), weigh=struct(values["weigh"]))
+
+
+def spec_of(message: runs_pb2.RunSpec) -> RunSpec:
+    draw, weigher = policy_parts(message.policy)
+    values: dict[str, Any] = {
+        "name": message.name,
+        "dataset": message.dataset,
+        "batch_size": message.batch_size,
+        "seed": message.seed,
+        "draw": draw or {"method": "shuffle"},
+        "weigh": weigher or {"method": "uniform"},
+        "on_nonfinite": _ON_NONFINITE.get(message.on_nonfinite, message.on_nonfinite),
+    }
+    bound = message.staleness.WhichOneof("bound")
+    if bound is not None:
+        values["staleness"] = "any" if bound == "any" else message.staleness.steps
+    for field, key in (
+        ("report_timeout_seconds", "report_timeout"),
+        ("history_size", "history_size"),
+        ("retain_steps", "retain_steps"),
+    ):
+        if message.HasField(field):
+            values[key] = getattr(message, field)
+    return parse_spec(values)
+
+
+def spec(value: RunSpec) -> runs_pb2.RunSpec:
+    staleness = (
+        runs_pb2.Staleness(any=True)
+        if value.staleness == "any"
+        else runs_pb2.Staleness(steps=value.staleness)
+    )
+    return runs_pb2.RunSpec(
+        name=value.name,
+        dataset=value.dataset,
+        batch_size=value.batch_size,
+        seed=value.seed,
+        policy=policy({"draw": value.draw, "weigh": value.weigh}),
+        staleness=staleness,
+        on_nonfinite=_ON_NONFINITE_CODES[value.on_nonfinite],
+        report_timeout_seconds=value.report_timeout,
+        history_size=value.history_size,
+        retain_steps=value.retain_steps,
+    )
+
+
+# ---- answers ----
+
+
+def dataset(info: DatasetInfo) -> datasets_pb2.Dataset:
+    return datasets_pb2.Dataset(
+        name=info.name,
+        size=info.size,
+        retired=info.retired,
+        fingerprint=info.fingerprint,
+        columns=sorted(info.columns),
+    )
+
+
+def run(info: RunInfo, parent: tuple[str, int]) -> runs_pb2.Run:
+    return runs_pb2.Run(
+        spec=spec(info.spec),
+        next_step=info.next_step,
+        closed_steps=info.closed_steps,
+        oldest_step=info.oldest_step,
+        dataset_size=info.dataset_size,
+        attempt=info.attempt,
+        bookmarks=[runs_pb2.Bookmark(name=name, step=step) for name, step in sorted(info.bookmarks.items())],
+        parent=parent[0],
+        parent_step=parent[1],
+    )
+
+
+def stats(value: RunStats) -> runs_pb2.GetStatsResponse:
+    fields = {name: getattr(value, name) for name in RunStats.__dataclass_fields__}
+    fields["never_reported"] = -1 if value.never_reported is None else value.never_reported
+    return runs_pb2.GetStatsResponse(**fields)
+
+
+def batch(value: Slice) -> runs_pb2.GetBatchResponse:
+    drawn = value.drawn
+    probability = drawn.probability
+    if probability is None:
+        probability = np.full(len(drawn.ids), drawn.uniform_probability)
+    weight = np.ones(len(drawn.ids), np.float32) if value.weight is None else value.weight
+    return runs_pb2.GetBatchResponse(
+        step=drawn.step,
+        ids=wire.pack_ids(drawn.ids, value.dataset_size),
+        probability=wire.pack(probability, np.float64),
+        weight=wire.pack(weight, np.float32),
+        state_version=drawn.state_version,
+        digest=drawn.digest,
+    )
+
+
+# ---- the trainers' stream ----
+
+
+def join(message: trainer_pb2.Join) -> Join:
+    return Join(
+        rank=message.rank,
+        world_size=message.world_size,
+        replica=message.replica,
+        attempt=message.attempt,
+        session=message.session,
+        start_step=message.start_step if message.HasField("start_step") else None,
+        resume_step=message.resume_step if message.HasField("resume_step") else None,
+        credit=message.credit,
+    )
+
+
+def report(message: trainer_pb2.Report) -> Report:
+    return Report(
+        step=message.step,
+        offset=message.offset,
+        digest=message.digest,
+        signals=signals_of(message.signals),
+        want_weights=message.want_weights,
+    )
+
+
+def outgoing(message: Outgoing) -> trainer_pb2.TrainResponse:
+    match message:
+        case Slice():
+            return trainer_pb2.TrainResponse(batch=_slice(message))
+        case Acknowledgement():
+            answer = trainer_pb2.Acknowledgement(
+                step=message.step,
+                offset=message.offset,
+                count=message.count,
+                disposition=_DISPOSITIONS[message.disposition],
+            )
+            return trainer_pb2.TrainResponse(acknowledgement=answer)
+        case Weights():
+            weights = wire.pack(message.weights, np.float32)
+            return trainer_pb2.TrainResponse(
+                weights=trainer_pb2.Weights(step=message.step, offset=message.offset, weights=weights)
+            )
+        case Refusal():
+            code, text = status_of(message.error)
+            return trainer_pb2.TrainResponse(
+                refusal=trainer_pb2.Refusal(
+                    step=message.step,
+                    offset=message.offset,
+                    count=message.count,
+                    code=_STATUS_CODES[code],
+                    message=text,
+                )
+            )
+        case Joined():
+            return trainer_pb2.TrainResponse(
+                joined=trainer_pb2.Joined(
+                    spec=spec(message.spec),
+                    dataset_size=message.dataset_size,
+                    start_step=message.start_step,
+                    attempt=message.attempt,
+                    reads_reports=message.reads_reports,
+                    weighs_losses=message.weighs_losses,
+                )
+            )
+
+
+def _slice(message: Slice) -> trainer_pb2.Batch:
+    drawn, cut = message.drawn, slice(message.offset, message.offset + message.count)
+    answer = trainer_pb2.Batch(
+        step=drawn.step,
+        offset=message.offset,
+        batch_size=len(drawn.ids),
+        ids=wire.pack_ids(drawn.ids[cut], message.dataset_size),
+        state_version=drawn.state_version,
+        digest=drawn.digest,
+        uniform_probability=drawn.uniform_probability,
+    )
+    if drawn.probability is not None:
+        answer.probability.CopyFrom(wire.pack(drawn.probability[cut], np.float64))
+    if message.weight is not None:
+        answer.weight.CopyFrom(wire.pack(message.weight, np.float32))
+    if message.policy is not None:
+        answer.policy.CopyFrom(policy(message.policy))
+    return answer
