@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     checkpoint_journal_bytes: ByteSize = Field(default=ByteSize(256 * MIB), ge=MIB)
     """A run whose journal has grown by this much since its last checkpoint gets one early."""
 
-    threads: int = Field(default=16, ge=1, le=1024)
+    call_threads: int = Field(default=16, ge=1, le=1024)
     """Threads that answer the unary calls. Trainers' streams need none of them."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"

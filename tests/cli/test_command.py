@@ -39,7 +39,10 @@ def test_help_names_every_verb() -> None:
     [
         (["serv"], "serv"),
         (["serve"], "steelyard: data_dir is needed: --data-dir"),
-        (["serve", "--data-dir", "d", "--threads", "x"], "steelyard: threads = 'x' (from --threads)"),
+        (
+            ["serve", "--data-dir", "d", "--call-threads", "x"],
+            "steelyard: call_threads = 'x' (from --call-threads)",
+        ),
         (
             ["serve", "--data-dir", "d", "--listen", "0.0.0.0:1"],
             "steelyard: listen = '0.0.0.0:1' is not a loopback",

@@ -15,10 +15,10 @@ def toml(tmp_path: Path, text: str) -> Path:
 
 
 def test_a_flag_is_stronger_than_the_environment_and_the_environment_than_the_file(tmp_path: Path) -> None:
-    file = toml(tmp_path, 'data_dir = "file"\nlog_level = "debug"\nthreads = 8\ngrace_seconds = 1')
-    environ = {"STEELYARD_LOG_LEVEL": "error", "STEELYARD_THREADS": "9"}
-    settings = load({"threads": "10", "http": None}, file, environ)
-    assert (settings.threads, settings.log_level, settings.grace_seconds) == (10, "error", 1.0)
+    file = toml(tmp_path, 'data_dir = "file"\nlog_level = "debug"\ncall_threads = 8\ngrace_seconds = 1')
+    environ = {"STEELYARD_LOG_LEVEL": "error", "STEELYARD_CALL_THREADS": "9"}
+    settings = load({"call_threads": "10", "http": None}, file, environ)
+    assert (settings.call_threads, settings.log_level, settings.grace_seconds) == (10, "error", 1.0)
     assert settings.data_dir == Path("file")
 
 
@@ -44,7 +44,7 @@ def test_sizes_may_carry_a_unit(tmp_path: Path) -> None:
 def test_settings_do_not_change() -> None:
     settings = Settings(data_dir=Path("d"))
     with pytest.raises(ValidationError, match="frozen"):
-        settings.threads = 5  # type: ignore[misc]
+        settings.call_threads = 5  # type: ignore[misc]
 
 
 def test_every_setting_is_explained() -> None:
@@ -55,9 +55,9 @@ def test_every_setting_is_explained() -> None:
     ("text", "message"),
     [
         ('listn = "x"', "unknown key 'listn' in .*steelyard.toml; did you mean 'listen'?"),
-        ("zzz = 1", "unknown key 'zzz' in .*; known are .*data_dir.*threads"),
-        ("threads = ", "steelyard.toml is not TOML: "),
-        ("threads = 0", r"threads = 0 \(from .*steelyard.toml\): .*greater than or equal to 1"),
+        ("zzz = 1", "unknown key 'zzz' in .*; known are .*call_threads.*data_dir"),
+        ("call_threads = ", "steelyard.toml is not TOML: "),
+        ("call_threads = 0", r"call_threads = 0 \(from .*steelyard.toml\): .*greater than or equal to 1"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -93,13 +93,13 @@ def test_an_empty_variable_counts_as_not_given() -> None:
 
 def test_every_fault_is_named_with_where_it_came_from() -> None:
     with pytest.raises(ConfigError) as refusal:
-        load({"threads": "many"}, environ={"STEELYARD_DURABILITY": "maybe"})
+        load({"call_threads": "many"}, environ={"STEELYARD_DURABILITY": "maybe"})
     lines = str(refusal.value).splitlines()
     assert lines[0].startswith(
         "data_dir is needed: --data-dir, STEELYARD_DATA_DIR or a key of the --config file"
     )
     assert lines[1].startswith("durability = 'maybe' (from STEELYARD_DURABILITY): ")
-    assert lines[2].startswith("threads = 'many' (from --threads): ")
+    assert lines[2].startswith("call_threads = 'many' (from --call-threads): ")
     assert len(lines) == 3
 
 

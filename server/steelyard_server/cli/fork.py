@@ -29,7 +29,10 @@ def fork(
     weigh: Method = None,
     address: Address = DEFAULT_ADDRESS,
 ) -> None:
-    """Begin a new run at a step of another, with its state of that moment, under the same or another policy."""
+    """Begin a new run at a step of another, with its state of that moment, under the same or another policy.
+
+    Without a step or a bookmark it begins at the first step that is not closed.
+    """
     at = step_or_bookmark(step, bookmark)
     methods = {"draw": _method("--draw", draw), "weigh": _method("--weigh", weigh)}
     with steelyard.connect(address) as client:

@@ -21,14 +21,11 @@ AtStep = Annotated[int | None, typer.Option(min=0, metavar="STEP", help="A step 
 AtBookmark = Annotated[str | None, typer.Option(metavar="NAME", help="A bookmark of the run.")]
 
 
-def step_or_bookmark(step: int | None, bookmark: str | None) -> int | str:
-    """The one of the two that was given; bad usage unless exactly one was."""
-    if step is not None and bookmark is None:
-        return step
-    if bookmark is not None and step is None:
-        return bookmark
-    got = "neither" if step is None else "both"
-    raise typer.BadParameter(f"expected one of --step and --bookmark, got {got}")
+def step_or_bookmark(step: int | None, bookmark: str | None) -> int | str | None:
+    """The one of the two that was given, None where neither was; both are bad usage."""
+    if step is not None and bookmark is not None:
+        raise typer.BadParameter("expected one of --step and --bookmark, got both")
+    return bookmark if step is None else step
 
 
 def print_json(value: Any) -> None:

@@ -21,8 +21,8 @@ def rewind(
 ) -> None:
     """Take a run back to a step: what it drew and was told from there on is undone, and its streams are ended."""
     to = step_or_bookmark(step, bookmark)
+    if to is None:
+        raise typer.BadParameter("expected one of --step and --bookmark, got neither")
     with steelyard.connect(address) as client:
-        handle = client.run(run)
-        handle.rewind(to)
-        next_step = handle.info().next_step
+        next_step = client.run(run).rewind(to).next_step
     typer.echo(f"{run} goes on at step {next_step}")

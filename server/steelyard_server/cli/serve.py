@@ -31,7 +31,7 @@ def serve(
     max_map_size_bytes: Annotated[str | None, _option("max_map_size_bytes")] = None,
     checkpoint_interval_seconds: Annotated[str | None, _option("checkpoint_interval_seconds")] = None,
     checkpoint_journal_bytes: Annotated[str | None, _option("checkpoint_journal_bytes")] = None,
-    threads: Annotated[str | None, _option("threads")] = None,
+    call_threads: Annotated[str | None, _option("call_threads")] = None,
     log_level: Annotated[str | None, _option("log_level")] = None,
     log_format: Annotated[str | None, _option("log_format")] = None,
     config: Annotated[
@@ -45,6 +45,8 @@ def serve(
     """
     flags = {name: value for name, value in locals().items() if name != "config"}
     settings = load(flags, config)
+    from steelyard_server.cli import logs
     from steelyard_server.server import serve as run_server
 
+    logs.configure(settings.log_level, settings.log_format)
     raise typer.Exit(run_server(settings))
