@@ -1,0 +1,135 @@
+"""What the server says of datasets and runs, as frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from steelyard.structs import from_struct
+from steelyard.v1 import datasets_pb2, runs_pb2
+
+Staleness = int | Literal["any"]
+
+DEFAULT_STALENESS = 16
+"""Steps of reports that a draw may lack where a run does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetInfo:
+    """N examples with the ids 0..size-1."""
+
+    name: str
+    size: int
+    """Ids ever given out, retired ones included."""
+    retired: int
+    fingerprint: str
+    columns: tuple[str, ...]
+    """Names of the static columns, sorted."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """A run: how it was made, and where it stands."""
+
+    name: str
+    dataset: str
+    batch_size: int
+    seed: int
+    staleness: Staleness
+    draw: Mapping[str, Any]
+    weigh: Mapping[str, Any]
+    on_nonfinite: Literal["skip", "reject"]
+    report_timeout: float
+    """Seconds."""
+    history_size: int
+    """(step, loss) kept per example."""
+    retain_steps: int
+    next_step: int
+    """The next step to draw."""
+    closed_steps: int
+    """Every step below this one is closed."""
+    oldest_step: int
+    """The oldest step to which the run can be rewound."""
+    dataset_size: int
+    attempt: str
+    bookmarks: Mapping[str, int]
+    parent: str | None
+    """The run that this one was forked from, and the step where."""
+    parent_step: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What a run has done since it was created, as of its last event. The names are those of the wire."""
+
+    next_step: int
+    closed_steps: int
+    folded_steps: int
+    """Steps whose reports the next draw has folded."""
+    state_version: int
+    served_ids: int
+    reported_losses: int
+    """Losses acknowledged as new."""
+    duplicate_reports: int
+    late_reports: int
+    refused_reports: int
+    nonfinite_losses: int
+    closed_by_timeout: int
+    drawable: int
+    """Examples that may be drawn."""
+    never_reported: int | None
+    """Those among them that were never reported; None where the policy keeps no column that tells."""
+    effective_sample_ratio: float
+    """(sum p)^2 / (N sum p^2) of the next draw; NaN where the draw has no masses."""
+    mean_loss: float
+    journal_records: int
+    connected_ranks: int
+    oldest_step: int
+    journal_bytes: int
+
+
+def dataset_info(message: datasets_pb2.Dataset) -> DatasetInfo:
+    return DatasetInfo(
+        message.name, message.size, message.retired, message.fingerprint, tuple(message.columns)
+    )
+
+
+def staleness_of(spec: runs_pb2.RunSpec) -> Staleness:
+    """The bound in force: the default where the spec leaves it open."""
+    bound = spec.staleness.WhichOneof("bound")
+    if bound == "any":
+        return "any"
+    return spec.staleness.steps if bound == "steps" else DEFAULT_STALENESS
+
+
+def run_info(message: runs_pb2.Run) -> RunInfo:
+    spec = message.spec
+    return RunInfo(
+        name=spec.name,
+        dataset=spec.dataset,
+        batch_size=spec.batch_size,
+        seed=spec.seed,
+        staleness=staleness_of(spec),
+        draw=from_struct(spec.policy.draw),
+        weigh=from_struct(spec.policy.weigh),
+        on_nonfinite="reject" if spec.on_nonfinite == runs_pb2.ON_NONFINITE_REJECT else "skip",
+        report_timeout=spec.report_timeout_seconds,
+        history_size=spec.history_size,
+        retain_steps=spec.retain_steps,
+        next_step=message.next_step,
+        closed_steps=message.closed_steps,
+        oldest_step=message.oldest_step,
+        dataset_size=message.dataset_size,
+        attempt=message.attempt,
+        bookmarks={one.name: one.step for one in message.bookmarks},
+        parent=message.parent or None,
+        parent_step=message.parent_step if message.parent else None,
+    )
+
+
+def stats(message: runs_pb2.GetStatsResponse) -> Stats:
+    values = {name: getattr(message, name) for name in Stats.__dataclass_fields__}
+    if message.never_reported < 0:
+        values["never_reported"] = None
+    return Stats(**values)

@@ -1,0 +1,362 @@
+"""What the callers' threads and the stream's thread of one session share, under one lock.
+
+The stream's thread brings what the server sends (`Owner` of steelyard.stream); the callers take batches, submit reports
+and wait. Both decide under the lock; arrays are converted and connections are made outside it. Every wait is for a
+change, up to a deadline.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from steelyard import wire
+from steelyard.batch import Batch
+from steelyard.errors import (
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    ReportRefused,
+    SessionClosed,
+    StalenessError,
+    SteelyardError,
+    Unavailable,
+    code_name,
+)
+from steelyard.info import Staleness, staleness_of
+from steelyard.ledger import Answer, Ledger, Owed
+from steelyard.messages import unpack_batch
+from steelyard.options import SessionOptions, default_prefetch
+from steelyard.structs import from_struct
+from steelyard.v1 import trainer_pb2
+from steelyard.weighing import Rules
+
+_LOG = logging.getLogger("steelyard")
+
+Send = Callable[[trainer_pb2.TrainRequest], None]
+
+
+class Membership:
+    """One rank's place in a run. `send` puts a message on the present connection without waiting."""
+
+    def __init__(self, options: SessionOptions, session_id: str, send: Send) -> None:
+        self.options = options
+        self._session_id = session_id
+        self._send = send
+        self._changed = threading.Condition()
+        # All that follows is changed under the lock.
+        self.ledger = Ledger(prefetch=options.prefetch or 1)
+        self.joined: trainer_pb2.Joined | None = None
+        self.rules: Rules | None = None
+        self.waited = 0.0
+        self.last_wait = 0.0
+        self._refusals: deque[ReportRefused] = deque()
+        self._connected = False
+        self._trouble: tuple[float, SteelyardError] | None = (
+            None  # since when the connection is down, and why
+        )
+        self._over = False
+        self._error: SteelyardError | None = None  # why it is over, where not by the caller's wish
+        self._credit_joined = 0
+
+    @property
+    def staleness(self) -> Staleness:
+        assert self.joined is not None
+        return staleness_of(self.joined.spec)
+
+    @property
+    def left(self) -> bool:
+        """Whether the session is over by the caller's wish."""
+        return self._over and self._error is None
+
+    # -- the callers' threads --------------------------------------------------------------------------------------
+
+    def await_join(self, limit: float) -> None:
+        """Waits until the server has answered the join. What ended the session, Unavailable or DeadlineExceeded."""
+        with self._changed:
+            deadline = time.monotonic() + limit
+            while self.joined is None:
+                self._check_open()
+                if self._wait(deadline):
+                    continue
+                text = f"joining {self.options.name}: no answer within {limit:g} s"
+                if self._trouble is not None:
+                    raise Unavailable(f"{text}; last error: {self._trouble[1]}")
+                raise DeadlineExceeded(
+                    f"{text}; the server took the connection and has not answered the join"
+                )
+
+    def next_batch(self, limit: float) -> Batch:
+        """The next batch. Session.next says what is raised."""
+        with self._changed:
+            began = time.monotonic()
+            while True:
+                self._check_open()
+                batch = self.ledger.take()
+                if batch is not None:
+                    self._send_credit(self.ledger.grant())
+                    self.last_wait = time.monotonic() - began
+                    self.waited += self.last_wait
+                    return batch
+                self._check_staleness()
+                if not self._wait(began + limit):
+                    raise DeadlineExceeded(self._why_no_batch(limit))
+
+    def submit(self, owed: Owed, limit: float) -> None:
+        """Sends a report, and keeps it until it is answered. Waits while too many are unacknowledged."""
+        ledger = self.ledger
+        with self._changed:
+            deadline = time.monotonic() + limit
+            while True:
+                self._check_open()
+                if ledger.has_room(owed.size):
+                    break
+                if not self._wait(deadline):
+                    raise DeadlineExceeded(
+                        f"{self.options.name}: the report of step {owed.step} was not sent within {limit:g} s, because "
+                        f"{self._unacknowledged()} before it{self._about_connection()}"
+                    )
+            if not ledger.start_step <= owed.step < ledger.next_step:
+                raise InvalidArgument(
+                    f"{self.options.name}: expected a batch that this session handed out (steps {ledger.start_step} to "
+                    f"{ledger.next_step - 1}), got one of step {owed.step}"
+                )
+            ledger.submit(owed)
+            if self._connected:
+                self._send(owed.request)
+            self._changed.notify_all()  # a next() in another thread may wait for this report
+
+    def await_answer(self, answer: Answer, limit: float) -> npt.NDArray[np.float32]:
+        """The weights of an answer. Its error, or DeadlineExceeded."""
+        with self._changed:
+            deadline = time.monotonic() + limit
+            while not answer.done:
+                if not self._wait(deadline):
+                    raise DeadlineExceeded(
+                        f"{self.options.name}: no weights of step {answer.step} within {limit:g} s. They need the "
+                        f"losses of all {self.options.world_size} ranks; this one has reported {answer.count} for this answer"
+                        f"{self._about_connection()}"
+                    )
+        if answer.error is not None:
+            raise copy.copy(answer.error)
+        assert answer.weights is not None
+        return answer.weights
+
+    def await_acknowledgements(self, limit: float) -> None:
+        """Waits until no report is unacknowledged. DeadlineExceeded says how many are."""
+        with self._changed:
+            deadline = time.monotonic() + limit
+            while True:
+                self._check_open()
+                if self.ledger.unacknowledged == 0:
+                    return
+                if not self._wait(deadline):
+                    raise DeadlineExceeded(
+                        f"{self.options.name}: after {limit:g} s {self._unacknowledged()}{self._about_connection()}"
+                    )
+
+    def unacknowledged(self) -> int:
+        with self._changed:
+            return self.ledger.unacknowledged
+
+    def announce(self, step: int) -> None:
+        with self._changed:
+            self.ledger.announce(step)
+
+    def would_complete(self, step: int, length: int, first: int, count: int) -> bool:
+        with self._changed:
+            return self.ledger.would_complete(step, length, first, count)
+
+    # -- the stream's thread ---------------------------------------------------------------------------------------
+
+    def joining(self) -> trainer_pb2.TrainRequest:
+        options = self.options
+        with self._changed:
+            join = trainer_pb2.Join(
+                run=options.run,
+                rank=options.rank,
+                world_size=options.world_size,
+                replica=options.replica,
+                attempt=options.attempt or "",
+                session=self._session_id,
+                fingerprint=options.fingerprint,
+                credit=self.ledger.credit_to_join(),
+            )
+            if options.start_step is not None:
+                join.start_step = options.start_step
+            if self.joined is not None:
+                join.resume_step = self.ledger.expected_step
+            self._credit_joined = join.credit
+        return trainer_pb2.TrainRequest(join=join)
+
+    def received(self, response: trainer_pb2.TrainResponse) -> None:
+        kind = response.WhichOneof("message")
+        if kind == "joined":
+            self._receive_joined(response.joined)
+        elif kind == "batch":
+            self._receive_batch(response.batch)
+        elif kind == "acknowledgement":
+            self._receive_acknowledgement(response.acknowledgement)
+        elif kind == "refusal":
+            self._receive_refusal(response.refusal)
+        elif kind == "weights":
+            self._receive_weights(response.weights)
+        # Anything else is of a newer server, which may not rely on its being understood.
+
+    def broke(self, error: SteelyardError) -> None:
+        with self._changed:
+            self._connected = False
+            since = time.monotonic() if self._trouble is None else self._trouble[0]
+            first = self._trouble is None
+            self._trouble = (since, error)
+            self._changed.notify_all()
+        if first:
+            _LOG.info("%s: no connection, trying again: %s", self.options.name, error)
+
+    def ended(self, error: SteelyardError | None) -> None:
+        """Also by the caller's thread, with None, when it closes the session. The first word counts."""
+        with self._changed:
+            if self._over:
+                return
+            self._over, self._error, self._connected = True, error, False
+            closed = SessionClosed(f"{self.options.name}: the session was closed before the weights came")
+            self.ledger.fail(error or closed)
+            self._changed.notify_all()
+
+    def _receive_joined(self, joined: trainer_pb2.Joined) -> None:
+        with self._changed:
+            if self.joined is None:
+                self.rules = Rules(from_struct(joined.spec.policy.weigh), joined.start_step)
+                prefetch = self.options.prefetch or default_prefetch(staleness_of(joined.spec))
+                credit = self.ledger.begin(joined.start_step, prefetch, self._credit_joined)
+                self.joined = joined
+            elif joined.start_step == self.ledger.expected_step:
+                credit = self.ledger.resume(self._credit_joined)
+            else:
+                raise Internal(
+                    f"{self.options.name}: asked to go on from step {self.ledger.expected_step}, the server goes on "
+                    f"from step {joined.start_step}"
+                )
+            self._connected, self._trouble = True, None
+            for request in self.ledger.to_send_again():
+                self._send(request)
+            self._send_credit(credit)
+            self._changed.notify_all()
+
+    def _receive_batch(self, message: trainer_pb2.Batch) -> None:
+        try:
+            batch = unpack_batch(message, self.options.rank, self.options.world_size)
+        except ValueError as error:
+            raise Internal(f"{self.options.name}: batch of step {message.step}: {error}") from error
+        with self._changed:
+            if message.HasField("policy") and message.policy.HasField("weigh"):
+                assert self.rules is not None
+                self.rules.change(from_struct(message.policy.weigh), batch.step)
+            self.ledger.receive(batch)
+            self._changed.notify_all()
+
+    def _receive_acknowledgement(self, message: trainer_pb2.Acknowledgement) -> None:
+        late = message.disposition == trainer_pb2.DISPOSITION_LATE
+        with self._changed:
+            first = late and self.ledger.late_reports == 0
+            self.ledger.acknowledge(message.step, message.offset, message.count, late=late)
+            self._changed.notify_all()
+        if first:
+            _LOG.warning(
+                "%s: the report of step %d came after the step was closed and is not folded; further ones are "
+                "counted in Session.late_reports and not logged",
+                self.options.name,
+                message.step,
+            )
+
+    def _receive_refusal(self, message: trainer_pb2.Refusal) -> None:
+        error = ReportRefused(
+            f"{self.options.name}: the report of {message.count} losses of step {message.step} from position "
+            f"{message.offset} was refused: {message.message}",
+            code=code_name(message.code),
+        )
+        with self._changed:
+            if not self.ledger.refuse(message.step, message.offset, message.count, error):
+                self._refusals.append(error)
+            self._changed.notify_all()
+
+    def _receive_weights(self, message: trainer_pb2.Weights) -> None:
+        try:
+            weights = wire.unpack(message.weights, np.float32, name="weights").copy()
+        except ValueError as error:
+            raise Internal(f"{self.options.name}: weights of step {message.step}: {error}") from error
+        with self._changed:
+            self.ledger.weigh(message.step, message.offset, weights)
+            self._changed.notify_all()
+
+    # -- under the lock --------------------------------------------------------------------------------------------
+
+    def _send_credit(self, batches: int) -> None:
+        if batches and self._connected:
+            self._send(trainer_pb2.TrainRequest(credit=trainer_pb2.Credit(batches=batches)))
+
+    def _wait(self, deadline: float) -> bool:
+        """Waits for a change. False when the deadline has passed."""
+        left = deadline - time.monotonic()
+        return left > 0 and (self._changed.wait(left) or time.monotonic() < deadline)
+
+    def _check_open(self) -> None:
+        """Raises what ended the session, and each refusal once."""
+        if self._error is not None:
+            raise copy.copy(self._error)
+        if self._over:
+            raise SessionClosed(f"{self.options.name}: the session was left or closed")
+        if self._refusals:
+            raise self._refusals.popleft()
+
+    def _check_staleness(self) -> None:
+        """Raises where the next draw needs a report that only the caller can make."""
+        assert self.joined is not None
+        staleness = self.staleness
+        # A replica's reports may be made by another process.
+        if not self.joined.reads_reports or staleness == "any" or self.options.replica:
+            return
+        needed = self.ledger.needed_step(staleness)
+        if needed is None or not self.ledger.unreported(needed):
+            return
+        raise StalenessError(
+            f"{self.options.name}: the draw of step {self.ledger.next_step} needs the report of step {needed} "
+            f"(staleness {staleness}), which this rank was handed and has not reported. "
+            f"{self.ledger.unreported_steps} batches are handed out and unreported: they are taken more than "
+            f"{staleness} ahead of the reports. Take fewer ahead (prefetch_factor * num_workers of a DataLoader at most "
+            f'{staleness}), or give the run a larger staleness, or staleness="any"'
+        )
+
+    def _why_no_batch(self, limit: float) -> str:
+        text = f"{self.options.name}: no batch of step {self.ledger.next_step} within {limit:g} s"
+        connection = self._about_connection()
+        needed = None if self.staleness == "any" else self.ledger.needed_step(self.staleness)
+        if connection or needed is None:
+            return text + (connection or "; the server sent nothing")
+        if self.ledger.is_open(needed):
+            own = "has not been made"
+        else:
+            own = "is acknowledged" if self.ledger.is_acknowledged(needed) else "is not acknowledged yet"
+        return (
+            f"{text}. Where the draw reads reports (staleness {self.staleness}) it needs those of step {needed} from "
+            f"all {self.options.world_size} ranks; this rank's {own}"
+        )
+
+    def _unacknowledged(self) -> str:
+        return f"{self.ledger.unacknowledged} reports ({self.ledger.owed_bytes} bytes) are not acknowledged"
+
+    def _about_connection(self) -> str:
+        """What is wrong with the connection, nothing where it stands."""
+        if self._trouble is None:
+            return ""
+        since, error = self._trouble
+        return (
+            f"; no connection for {time.monotonic() - since:.0f} s, it is tried again (last error: {error})"
+        )

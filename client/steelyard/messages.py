@@ -1,0 +1,89 @@
+"""The messages of a trainer's stream as the values that a session works with. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from steelyard import wire
+from steelyard.arguments import float_array
+from steelyard.batch import Batch
+from steelyard.errors import InvalidArgument, MismatchedLosses
+from steelyard.split import split
+from steelyard.v1 import arrays_pb2, trainer_pb2
+
+
+def unpack_batch(message: trainer_pb2.Batch, rank: int, world_size: int) -> Batch:
+    """The slice of `rank`. ValueError: another slice than that, arrays that do not fit it, or a digest that differs."""
+    offset, count = split(message.batch_size, world_size, rank)
+    if message.offset != offset:
+        raise ValueError(f"expected the slice from {offset}, got one from {message.offset}")
+    ids = wire.unpack_ids(message.ids, count=count)
+    # Only a rank that is alone sees the whole batch.
+    if world_size == 1 and wire.batch_digest(message.step, ids) != message.digest:
+        raise ValueError(f"the ids do not have the digest {message.digest:016x} that came with them")
+    if message.HasField("probability"):
+        probability = wire.unpack(message.probability, np.float64, count=count, name="probability")
+    else:
+        probability = np.full(count, message.uniform_probability)
+    if message.HasField("weight"):
+        weight = wire.unpack(message.weight, np.float32, count=count, name="weight")
+    else:
+        weight = np.ones(count, np.float32)
+    return Batch(
+        step=message.step,
+        ids=ids,
+        probability=probability,
+        weight=weight,
+        state_version=message.state_version,
+        offset=offset,
+        batch_size=message.batch_size,
+        digest=message.digest,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def pack_report(
+    batch: Batch,
+    losses: npt.NDArray[np.float32],
+    *,
+    signals: Mapping[str, Any],
+    offset: int,
+    want_weights: bool,
+) -> trainer_pb2.TrainRequest:
+    """A report of the losses from `offset` of the slice on. MismatchedLosses: a signal of another count."""
+    report = trainer_pb2.Report(
+        step=batch.step, offset=batch.offset + offset, digest=batch.digest, want_weights=want_weights
+    )
+    report.signals.append(arrays_pb2.Signal(name="loss", values=wire.pack(losses)))
+    for name, numbers in signals.items():
+        if name == "loss":
+            raise InvalidArgument('signals: "loss" is what the losses are reported as; expected another name')
+        values = float_array(f"signal {name!r}", numbers)
+        if len(values) != len(losses):
+            raise MismatchedLosses(
+                f"signal {name!r}: expected {len(losses)} values, as many as losses; got {len(values)}"
+            )
+        report.signals.append(arrays_pb2.Signal(name=name, values=wire.pack(values)))
+    return trainer_pb2.TrainRequest(report=report)
+
+
+def losses_that_fit(batch: Batch, losses: Any, offset: int | None) -> npt.NDArray[np.float32]:
+    """The losses as float32, whose count fits the slice: all of it, or a part from `offset` on. MismatchedLosses."""
+    values = float_array("losses", losses)
+    if offset is None and len(values) != len(batch):
+        raise MismatchedLosses(
+            f"step {batch.step}: expected {len(batch)} losses, one for each id of the slice, got {len(values)}; give "
+            "`offset` where these are a micro-batch of it"
+        )
+    room = len(batch) - (offset or 0)
+    if len(values) > room or room < 0:
+        raise MismatchedLosses(
+            f"step {batch.step}: expected at most {max(room, 0)} losses from offset {offset} of a slice of "
+            f"{len(batch)}, got {len(values)}"
+        )
+    return values

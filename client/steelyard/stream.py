@@ -1,0 +1,159 @@
+"""The connection of one session: one thread that owns the stream and makes it anew when it breaks.
+
+The thread opens a channel and a stream, sends the join, and hands every answer to its owner. When the stream breaks
+it waits a little (0.05 s at first, 2 s at most, with jitter) and does it again; when it ends for good it says so and
+is done.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+import grpc
+
+from steelyard import forking
+from steelyard.channel import open_channel
+from steelyard.errors import Internal, SteelyardError, Unavailable, from_rpc_error
+from steelyard.v1 import trainer_pb2, trainer_pb2_grpc
+
+_FIRST_DELAY = 0.05
+_LAST_DELAY = 2.0
+
+# A connection that broke. CANCELLED is what a server says that stops without waiting.
+_BROKEN = frozenset({"UNAVAILABLE", "CANCELLED"})
+# A reset connection or a bug of the server: tried again a few times, as long as it gets nowhere.
+_DOUBTFUL = frozenset({"INTERNAL", "UNKNOWN"})
+_DOUBTFUL_TRIES = 3
+
+
+class Owner(Protocol):
+    """Whose stream it is. All calls come from the stream's thread, one at a time."""
+
+    def joining(self) -> trainer_pb2.TrainRequest:
+        """A connection is being made: the join that it begins with."""
+
+    def received(self, response: trainer_pb2.TrainResponse) -> None:
+        """An answer came. A SteelyardError that this raises ends the stream for good."""
+
+    def broke(self, error: SteelyardError) -> None:
+        """The connection broke and will be made anew."""
+
+    def ended(self, error: SteelyardError | None) -> None:
+        """The stream is over: left in good order (None), or for good with this error. Nothing follows."""
+
+
+class Stream:
+    """Starts with start(), ends by itself or with stop(). send() and stop() may be called from any thread."""
+
+    def __init__(self, address: str, owner: Owner, *, purpose: str, reconnect_timeout: float) -> None:
+        self._address = address
+        self._owner = owner
+        self._purpose = purpose
+        self._reconnect_timeout = reconnect_timeout
+        self._stop = threading.Event()
+        self._leaving = False
+        self._lock = threading.Lock()
+        self._outbox: queue.SimpleQueue[trainer_pb2.TrainRequest | None] = queue.SimpleQueue()
+        self._call: grpc.Call | None = None
+        self._progress = False  # whether the present connection brought an answer
+        self._thread = threading.Thread(target=self._main, name=f"steelyard {purpose}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def send(self, request: trainer_pb2.TrainRequest) -> None:
+        """Puts a message on the present connection; never waits. What a broken connection held is lost."""
+        self._outbox.put(request)
+
+    def leave(self) -> None:
+        """Sends Leave; the stream then ends with None, also where it breaks before the server has answered."""
+        self._leaving = True
+        self._outbox.put(trainer_pb2.TrainRequest(leave=trainer_pb2.Leave()))
+
+    def stop(self) -> None:
+        """Ends the stream at once; what is on its way is lost. Does not wait for the thread."""
+        self._stop.set()
+        with self._lock:
+            call = self._call
+        if call is not None:
+            call.cancel()
+
+    def join(self, timeout: float) -> bool:
+        """Waits for the thread. Whether it has ended."""
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    # -- the thread ------------------------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            self._owner.ended(self._serve())
+        except SteelyardError as error:
+            self._owner.ended(error)
+        except Exception as error:  # a bug of ours must end the session, not leave its owner waiting
+            failure = Internal(f"{self._purpose}: the client failed: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            self._owner.ended(failure)
+
+    def _serve(self) -> SteelyardError | None:
+        """Connects until the stream is over, and returns how it ended. Raises what the owner raised."""
+        delay, doubtful = _FIRST_DELAY, 0
+        down_since = time.monotonic()
+        while True:
+            error = self._connect_once()
+            if self._stop.is_set() or self._leaving:
+                return None
+            if self._progress:
+                delay, doubtful = _FIRST_DELAY, 0
+                down_since = time.monotonic()
+            doubtful += error.code in _DOUBTFUL
+            if error.code not in _BROKEN and not (error.code in _DOUBTFUL and doubtful <= _DOUBTFUL_TRIES):
+                return error
+            down = time.monotonic() - down_since
+            if down > self._reconnect_timeout:
+                return Unavailable(
+                    f"{self._purpose}: gave up after {down:.0f} s of trying to reach it; last error: {error}"
+                )
+            self._owner.broke(error)
+            if self._stop.wait(delay * random.uniform(0.5, 1.0)):  # noqa: S311 -- jitter keeps no secret
+                return None
+            delay = min(2 * delay, _LAST_DELAY)
+
+    def _connect_once(self) -> SteelyardError:
+        """Serves one connection until it ends, and returns with what. Raises what the owner raised."""
+        self._progress = False
+        outbox: queue.SimpleQueue[trainer_pb2.TrainRequest | None] = queue.SimpleQueue()
+        outbox.put(self._owner.joining())
+        channel = open_channel(self._address, self._purpose)
+        try:
+            call = trainer_pb2_grpc.TrainerServiceStub(channel).Train(_drain(outbox))
+            forking.keep(call)
+            with self._lock:
+                self._call = call
+                self._outbox = outbox
+            if self._stop.is_set():
+                call.cancel()
+            for response in call:
+                self._progress = True
+                self._owner.received(response)
+            return Unavailable("the server ended the stream")
+        except grpc.RpcError as error:
+            return from_rpc_error(error)
+        finally:
+            outbox.put(None)
+            with self._lock:
+                self._call = None
+            channel.close()
+
+
+def _drain(
+    outbox: queue.SimpleQueue[trainer_pb2.TrainRequest | None],
+) -> Iterator[trainer_pb2.TrainRequest]:
+    # Read by a daemon thread of gRPC's, which ends with the None that ends the connection.
+    return iter(outbox.get, None)
