@@ -14,6 +14,7 @@ def app() -> None:
         sys.exit(_missing(error))
     from steelyard.errors import SteelyardError
     from steelyard_server.config import ConfigError
+    from steelyard_server.history.errors import StoreError
 
     try:
         cli(prog_name="steelyard")
@@ -21,7 +22,7 @@ def app() -> None:
         for line in str(error).splitlines():
             print(f"steelyard: {line}", file=sys.stderr)  # noqa: T201 -- a command speaks
         sys.exit(2)
-    except (SteelyardError, OSError) as error:
+    except (SteelyardError, StoreError, OSError) as error:
         sys.exit(f"steelyard: {' '.join(str(error).split())}")
 
 

@@ -1,0 +1,137 @@
+"""The verbs, as commands of their own process, against a real server."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import steelyard
+import steelyard.testing
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[steelyard.Client]:
+    """A server with one run, four steps of eight examples trained in it; the losses are id + step / 10."""
+    with steelyard.testing.server(tmp_path_factory.mktemp("server")) as client:
+        client.create_dataset("text", size=16)
+        run = client.create_run("gpt", dataset="text", batch_size=8, seed=1, staleness=0)
+        with run.join() as session:
+            for _ in range(STEPS):
+                batch = session.next()
+                session.report(batch, batch.ids.astype(np.float32) + batch.step / 10)
+            session.flush(30)
+        yield client
+
+
+def steelyard_at(client: steelyard.Client, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "steelyard_server", *words, "--address", client.address]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def printed(client: steelyard.Client, *words: str) -> str:
+    done = steelyard_at(client, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_status_says_how_far_each_run_is(client: steelyard.Client) -> None:
+    stats = json.loads(printed(client, "status", "--json"))["runs"]["gpt"]
+    assert stats["closed_steps"] == STEPS
+    assert stats["reported_losses"] == STEPS * 8
+    head, row = printed(client, "status").splitlines()[:2]
+    assert head.split()[:3] == ["run", "next_step", "closed_steps"]
+    assert row.split()[0] == "gpt"
+
+
+def test_runs_lists_what_is_drawn_and_how(client: steelyard.Client) -> None:
+    [run] = [run for run in json.loads(printed(client, "runs", "--json")) if run["name"] == "gpt"]
+    assert (run["dataset"], run["batch_size"], run["draw"]["method"], run["staleness"]) == (
+        "text",
+        8,
+        "shuffle",
+        0,
+    )
+    assert "shuffle" in printed(client, "runs")
+
+
+def test_history_prints_the_losses_of_an_example(client: steelyard.Client) -> None:
+    kept = json.loads(printed(client, "history", "gpt", "3", "5", "--json"))
+    assert kept == {
+        str(i): [[step, pytest.approx(i + step / 10)] for step, _ in kept[str(i)]] for i in (3, 5)
+    }
+    assert [len(kept[i]) for i in ("3", "5")] == [2, 2]  # four steps of 8 are two epochs of 16
+    lines = printed(client, "history", "gpt", "3").splitlines()
+    assert lines[0].split() == ["id", "step", "loss"]
+    assert [int(line.split()[1]) for line in lines[1:]] == [step for step, _ in kept["3"]]
+
+
+def test_a_bookmark_is_forked_from_and_rewound_to(client: steelyard.Client) -> None:
+    assert printed(client, "bookmark", "gpt", "start", "--step", "2") == "start is step 2 of gpt\n"
+    assert "start=2" in printed(client, "runs")
+    forked = printed(
+        client, "fork", "gpt", "side", "--bookmark", "start", "--weigh", '{"method": "linupper", "r": 0.4}'
+    )
+    assert forked == "side begins at step 2 of gpt\n"
+    side = client.run("side")
+    assert printed(client, "bookmark", "side", "fresh") == "fresh is step 2 of side\n"
+    with side.join() as session:
+        batch = session.next()
+        session.report(batch, np.ones(8, np.float32))
+        session.flush(30)
+    assert side.info().closed_steps == 3
+    assert printed(client, "rewind", "side", "--bookmark", "fresh") == "side goes on at step 2\n"
+    assert side.info().closed_steps == 2
+    assert printed(client, "rewind", "side", "--step", "2") == "side goes on at step 2\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["history", "nobody", "1"], "nobody"),
+        (["history", "gpt", "16"], "16"),
+        (["rewind", "gpt", "--step", "99"], "99"),
+        (["fork", "gpt", "gpt", "--step", "1"], "gpt"),
+        (["fork", "gpt", "x", "--step", "1", "--draw", '{"method": "shufle"}'], "shuffle"),
+    ],
+)
+def test_what_the_server_refuses_is_one_line_and_status_1(
+    client: steelyard.Client, words: list[str], message: str
+) -> None:
+    done = steelyard_at(client, *words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("steelyard: ")
+    assert message in done.stderr
+
+
+def test_the_address_may_come_from_the_environment(client: steelyard.Client) -> None:
+    command = [sys.executable, "-m", "steelyard_server", "runs"]
+    environ = {"STEELYARD_ADDRESS": client.address}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environ)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gpt" in done.stdout
+
+
+def test_a_served_directory_is_refused_to_a_second_server(client: steelyard.Client, tmp_path: Path) -> None:
+    with steelyard.testing.ServerProcess(tmp_path / "s") as first:
+        data = next(path.parent for path in (tmp_path / "s").rglob("data.mdb"))
+        command = [
+            sys.executable,
+            "-m",
+            "steelyard_server",
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--data-dir",
+            str(data),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert str(first.pid) in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
