@@ -100,7 +100,8 @@ def errors_of(address: str, purpose: str, timeout: float) -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise explained(from_rpc_error(error), address, purpose, timeout) from error
+        # Chained, it would print the same words twice more.
+        raise explained(from_rpc_error(error), address, purpose, timeout) from None
     except ValueError as error:
         # grpcio's answer to a call on a channel that was closed.
         if "closed channel" not in str(error).lower():

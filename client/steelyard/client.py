@@ -193,7 +193,8 @@ class Client:
 
         `staleness`: a draw lacks the reports of that many steps, no more and no fewer; "any": it takes what has
         arrived. `on_nonfinite`: whether a non-finite loss is left out or refuses its report. `report_timeout`: seconds
-        after which a step whose reports stopped coming is closed. `history_size`: (step, loss) kept per example.
+        after which a step whose reports stopped coming is closed. `history_size`: (step, loss) kept per example,
+        0 for none.
         `retain_steps`: the last steps to which the run can be rewound without a bookmark.
 
         AlreadyExists, unless `exist_ok` and everything agrees with what is there; the message names the first
@@ -218,7 +219,7 @@ class Client:
             staleness=_staleness(staleness),
             on_nonfinite=runs_pb2.ON_NONFINITE_REJECT if reject else runs_pb2.ON_NONFINITE_SKIP,
             report_timeout_seconds=report_timeout,
-            history_size=whole("history_size", history_size, at_least=1, below=2**32),
+            history_size=whole("history_size", history_size, below=2**32),
             retain_steps=whole("retain_steps", retain_steps, at_least=1),
         )
         request = runs_pb2.CreateRunRequest(spec=spec, exist_ok=exist_ok)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from steelyard.batch import Batch
-from steelyard.errors import FailedPrecondition, Internal, SteelyardError
+from steelyard.errors import Internal, SteelyardError
 from steelyard.v1 import trainer_pb2
 
 # Steps whose reports are tracked, at least: enough to explain a wait, bounded where a trainer never reports.
@@ -143,18 +143,17 @@ class Ledger:
 
     def acknowledge(self, step: int, offset: int, count: int, *, late: bool) -> None:
         """A report is durable, or came late. Internal: no such report is owed."""
-        owed = self._find(step, offset, count, "acknowledged", acknowledged=False)
+        owed = self._find(step, offset, count, "acknowledged")
         owed.acknowledged = True
         self.late_reports += late
-        if late and owed.answer is not None:
-            owed.answer.error = FailedPrecondition(
-                f"step {step} was closed before this report came, so the server has no weights for it"
-            )
+        if late and owed.answer is not None and not owed.answer.done:
+            # Its losses are left out of the step, so they weigh nothing.
+            owed.answer.weights = np.zeros(count, np.float32)
         self._settle(owed)
 
     def refuse(self, step: int, offset: int, count: int, error: SteelyardError) -> bool:
         """A report was refused and is not applied. Whether its answer carries the error (nothing does otherwise)."""
-        owed = self._find(step, offset, count, "refused", acknowledged=False)
+        owed = self._find(step, offset, count, "refused")
         owed.acknowledged = True
         if error.code != "ALREADY_EXISTS":
             self._mark(owed, reported=False)
@@ -164,7 +163,7 @@ class Ledger:
         return owed.answer is not None
 
     def weigh(self, step: int, offset: int, weights: npt.NDArray[np.float32]) -> None:
-        """The weights of a report came. Internal: no such report waits for them."""
+        """The weights of a report came. Nobody may wait for them: a late report, or one that was sent again."""
         for owed in self._owed:
             waits = owed.answer is not None and not owed.answer.done
             if waits and owed.matches(step, offset, len(weights)):
@@ -172,9 +171,6 @@ class Ledger:
                 owed.answer.weights = weights
                 self._settle(owed)
                 return
-        raise Internal(
-            f"the server sent {len(weights)} weights of step {step} from {offset} that no report asked for"
-        )
 
     def fail(self, error: SteelyardError) -> None:
         """The session has ended: nothing that is still asked for will come."""
@@ -249,9 +245,9 @@ class Ledger:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _find(self, step: int, offset: int, count: int, word: str, *, acknowledged: bool) -> Owed:
+    def _find(self, step: int, offset: int, count: int, word: str) -> Owed:
         for owed in self._owed:
-            if owed.acknowledged == acknowledged and owed.matches(step, offset, count):
+            if not owed.acknowledged and owed.matches(step, offset, count):
                 return owed
         raise Internal(
             f"the server {word} {count} losses of step {step} from {offset}, which were not reported to it"

@@ -40,7 +40,7 @@ from steelyard.weighing import Rules
 
 _LOG = logging.getLogger("steelyard")
 
-Send = Callable[[trainer_pb2.TrainRequest], None]
+Send = Callable[[trainer_pb2.TrainerMessage], None]
 
 
 class Membership:
@@ -141,7 +141,7 @@ class Membership:
                 if not self._wait(deadline):
                     raise DeadlineExceeded(
                         f"{self.options.name}: no weights of step {answer.step} within {limit:g} s. They need the "
-                        f"losses of all {self.options.world_size} ranks; this one has reported {answer.count} for this answer"
+                        f"losses of all {self.options.world_size} ranks; this one has reported {answer.count} of them"
                         f"{self._about_connection()}"
                     )
         if answer.error is not None:
@@ -176,7 +176,7 @@ class Membership:
 
     # -- the stream's thread ---------------------------------------------------------------------------------------
 
-    def joining(self) -> trainer_pb2.TrainRequest:
+    def joining(self) -> trainer_pb2.TrainerMessage:
         options = self.options
         with self._changed:
             join = trainer_pb2.Join(
@@ -194,9 +194,9 @@ class Membership:
             if self.joined is not None:
                 join.resume_step = self.ledger.expected_step
             self._credit_joined = join.credit
-        return trainer_pb2.TrainRequest(join=join)
+        return trainer_pb2.TrainerMessage(join=join)
 
-    def received(self, response: trainer_pb2.TrainResponse) -> None:
+    def received(self, response: trainer_pb2.RunMessage) -> None:
         kind = response.WhichOneof("message")
         if kind == "joined":
             self._receive_joined(response.joined)
@@ -238,6 +238,9 @@ class Membership:
                 credit = self.ledger.begin(joined.start_step, prefetch, self._credit_joined)
                 self.joined = joined
             elif joined.start_step == self.ledger.expected_step:
+                assert self.rules is not None
+                # The policy may have changed while there was no connection; a batch that has another one says so.
+                self.rules.change(from_struct(joined.spec.policy.weigh), joined.start_step)
                 credit = self.ledger.resume(self._credit_joined)
             else:
                 raise Internal(
@@ -300,7 +303,7 @@ class Membership:
 
     def _send_credit(self, batches: int) -> None:
         if batches and self._connected:
-            self._send(trainer_pb2.TrainRequest(credit=trainer_pb2.Credit(batches=batches)))
+            self._send(trainer_pb2.TrainerMessage(credit=trainer_pb2.Credit(batches=batches)))
 
     def _wait(self, deadline: float) -> bool:
         """Waits for a change. False when the deadline has passed."""
@@ -330,8 +333,8 @@ class Membership:
             f"{self.options.name}: the draw of step {self.ledger.next_step} needs the report of step {needed} "
             f"(staleness {staleness}), which this rank was handed and has not reported. "
             f"{self.ledger.unreported_steps} batches are handed out and unreported: they are taken more than "
-            f"{staleness} ahead of the reports. Take fewer ahead (prefetch_factor * num_workers of a DataLoader at most "
-            f'{staleness}), or give the run a larger staleness, or staleness="any"'
+            f"{staleness} ahead of the reports. Take fewer ahead (prefetch_factor * num_workers of a DataLoader at "
+            f'most {staleness}), or give the run a larger staleness, or staleness="any"'
         )
 
     def _why_no_batch(self, limit: float) -> str:

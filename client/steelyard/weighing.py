@@ -27,6 +27,8 @@ class Rules:
     def change(self, config: Mapping[str, Any], step: int) -> None:
         """From `step` on, `config` is in force. InvalidArgument: a rule that this client does not know."""
         parsed = _parse(config)
+        if parsed == self._rules[-1]:
+            return
         if step <= self._steps[-1]:
             self._rules[-1] = parsed
             return
