@@ -25,7 +25,6 @@ from .ops import Delete, Op, Table, prefix_range, u64
 from .sealed import seal, unseal
 from .store import Store
 
-
 Ops = list[Op]
 Arrays = dict[str, AnyArray]
 

@@ -113,8 +113,8 @@ class Registry:
 
         Earlier changes of the dataset must be durable. ValueError: an id out of range.
         """
-        ids = np.unique(ids)
         _check_ids(dataset, ids)
+        ids = np.unique(ids)
         chunks = _chunks(self._store, dataset)
         fresh, ops = 0, list[Op]()
         for index in np.unique(ids // CHUNK).tolist():
