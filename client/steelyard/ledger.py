@@ -39,7 +39,7 @@ class Answer:
 class Owed:
     """A report that the server has not answered in full. Positions are those of the global batch."""
 
-    request: trainer_pb2.TrainRequest
+    request: trainer_pb2.TrainerMessage
     step: int
     offset: int
     count: int
@@ -191,7 +191,7 @@ class Ledger:
     def owed_bytes(self) -> int:
         return self._bytes
 
-    def to_send_again(self) -> Iterator[trainer_pb2.TrainRequest]:
+    def to_send_again(self) -> Iterator[trainer_pb2.TrainerMessage]:
         """What a new connection must carry, in the order in which it was first sent."""
         for owed in self._owed:
             owed.acknowledged = False

@@ -54,7 +54,7 @@ def pack_report(
     signals: Mapping[str, Any],
     offset: int,
     want_weights: bool,
-) -> trainer_pb2.TrainRequest:
+) -> trainer_pb2.TrainerMessage:
     """A report of the losses from `offset` of the slice on. MismatchedLosses: a signal of another count."""
     report = trainer_pb2.Report(
         step=batch.step, offset=batch.offset + offset, digest=batch.digest, want_weights=want_weights
@@ -69,7 +69,7 @@ def pack_report(
                 f"signal {name!r}: expected {len(losses)} values, as many as losses; got {len(values)}"
             )
         report.signals.append(arrays_pb2.Signal(name=name, values=wire.pack(values)))
-    return trainer_pb2.TrainRequest(report=report)
+    return trainer_pb2.TrainerMessage(report=report)
 
 
 def losses_that_fit(batch: Batch, losses: Any, offset: int | None) -> npt.NDArray[np.float32]:

@@ -326,7 +326,7 @@ class Session:
         assert self._member.rules is not None
         return self._member.rules
 
-    def _send(self, request: trainer_pb2.TrainRequest) -> None:
+    def _send(self, request: trainer_pb2.TrainerMessage) -> None:
         self._stream.send(request)
 
     def _result(self, answer: Answer, timeout: float | None) -> npt.NDArray[np.float32]:

@@ -29,15 +29,17 @@ _BROKEN = frozenset({"UNAVAILABLE", "CANCELLED"})
 # A reset connection or a bug of the server: tried again a few times, as long as it gets nowhere.
 _DOUBTFUL = frozenset({"INTERNAL", "UNKNOWN"})
 _DOUBTFUL_TRIES = 3
+# What has gathered is sent together up to this size, well below any limit of a server.
+_REQUEST_BYTES = 1 << 20
 
 
 class Owner(Protocol):
     """Whose stream it is. All calls come from the stream's thread, one at a time."""
 
-    def joining(self) -> trainer_pb2.TrainRequest:
+    def joining(self) -> trainer_pb2.TrainerMessage:
         """A connection is being made: the join that it begins with."""
 
-    def received(self, response: trainer_pb2.TrainResponse) -> None:
+    def received(self, response: trainer_pb2.RunMessage) -> None:
         """An answer came. A SteelyardError that this raises ends the stream for good."""
 
     def broke(self, error: SteelyardError) -> None:
@@ -58,7 +60,7 @@ class Stream:
         self._stop = threading.Event()
         self._leaving = False
         self._lock = threading.Lock()
-        self._outbox: queue.SimpleQueue[trainer_pb2.TrainRequest | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[trainer_pb2.TrainerMessage | None] = queue.SimpleQueue()
         self._call: grpc.Call | None = None
         self._progress = False  # whether the present connection brought an answer
         self._thread = threading.Thread(target=self._main, name=f"steelyard {purpose}", daemon=True)
@@ -66,14 +68,14 @@ class Stream:
     def start(self) -> None:
         self._thread.start()
 
-    def send(self, request: trainer_pb2.TrainRequest) -> None:
+    def send(self, request: trainer_pb2.TrainerMessage) -> None:
         """Puts a message on the present connection; never waits. What a broken connection held is lost."""
         self._outbox.put(request)
 
     def leave(self) -> None:
         """Sends Leave; the stream then ends with None, also where it breaks before the server has answered."""
         self._leaving = True
-        self._outbox.put(trainer_pb2.TrainRequest(leave=trainer_pb2.Leave()))
+        self._outbox.put(trainer_pb2.TrainerMessage(leave=trainer_pb2.Leave()))
 
     def stop(self) -> None:
         """Ends the stream at once; what is on its way is lost. Does not wait for the thread."""
@@ -128,7 +130,7 @@ class Stream:
     def _connect_once(self) -> SteelyardError:
         """Serves one connection until it ends, and returns with what. Raises what the owner raised."""
         self._progress = False
-        outbox: queue.SimpleQueue[trainer_pb2.TrainRequest | None] = queue.SimpleQueue()
+        outbox: queue.SimpleQueue[trainer_pb2.TrainerMessage | None] = queue.SimpleQueue()
         outbox.put(self._owner.joining())
         channel = open_channel(self._address, self._purpose)
         try:
@@ -141,7 +143,8 @@ class Stream:
                 call.cancel()
             for response in call:
                 self._progress = True
-                self._owner.received(response)
+                for message in response.messages:
+                    self._owner.received(message)
             return Unavailable("the server ended the stream")
         except grpc.RpcError as error:
             return from_rpc_error(error)
@@ -153,7 +156,16 @@ class Stream:
 
 
 def _drain(
-    outbox: queue.SimpleQueue[trainer_pb2.TrainRequest | None],
+    outbox: queue.SimpleQueue[trainer_pb2.TrainerMessage | None],
 ) -> Iterator[trainer_pb2.TrainRequest]:
     # Read by a daemon thread of gRPC's, which ends with the None that ends the connection.
-    return iter(outbox.get, None)
+    while (message := outbox.get()) is not None:
+        messages, size = [message], message.ByteSize()
+        while size < _REQUEST_BYTES and not outbox.empty():
+            more = outbox.get()
+            if more is None:
+                yield trainer_pb2.TrainRequest(messages=messages)
+                return
+            messages.append(more)
+            size += more.ByteSize()
+        yield trainer_pb2.TrainRequest(messages=messages)

@@ -21,6 +21,18 @@ DISPOSITION_DUPLICATE: Disposition
 DISPOSITION_LATE: Disposition
 
 class TrainRequest(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[TrainerMessage]
+    def __init__(self, messages: _Optional[_Iterable[_Union[TrainerMessage, _Mapping]]] = ...) -> None: ...
+
+class TrainResponse(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[RunMessage]
+    def __init__(self, messages: _Optional[_Iterable[_Union[RunMessage, _Mapping]]] = ...) -> None: ...
+
+class TrainerMessage(_message.Message):
     __slots__ = ("join", "credit", "report", "leave")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
@@ -32,7 +44,7 @@ class TrainRequest(_message.Message):
     leave: Leave
     def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
 
-class TrainResponse(_message.Message):
+class RunMessage(_message.Message):
     __slots__ = ("joined", "batch", "acknowledgement", "refusal", "weights")
     JOINED_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]

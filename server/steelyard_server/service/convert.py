@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import grpc
@@ -41,6 +41,8 @@ _ON_NONFINITE = {
     runs_pb2.ON_NONFINITE_REJECT: "reject",
 }
 _ON_NONFINITE_CODES = {"skip": runs_pb2.ON_NONFINITE_SKIP, "reject": runs_pb2.ON_NONFINITE_REJECT}
+RESPONSE_BYTES = 1 << 20
+
 _STATUS_CODES = {code: code.value[0] for code in grpc.StatusCode}
 
 
@@ -225,10 +227,23 @@ def report(message: trainer_pb2.Report) -> Report:
     )
 
 
-def outgoing(message: Outgoing) -> trainer_pb2.TrainResponse:
+def responses(messages: Iterable[Outgoing]) -> Iterator[trainer_pb2.TrainResponse]:
+    """The messages in as few responses as their size allows: a client refuses one above its limit."""
+    response, size = trainer_pb2.TrainResponse(), 0
+    for message in map(outgoing, messages):
+        length = message.ByteSize()
+        if size and size + length > RESPONSE_BYTES:
+            yield response
+            response, size = trainer_pb2.TrainResponse(), 0
+        response.messages.append(message)
+        size += length
+    yield response
+
+
+def outgoing(message: Outgoing) -> trainer_pb2.RunMessage:
     match message:
         case Slice():
-            return trainer_pb2.TrainResponse(batch=_slice(message))
+            return trainer_pb2.RunMessage(batch=_slice(message))
         case Acknowledgement():
             answer = trainer_pb2.Acknowledgement(
                 step=message.step,
@@ -236,15 +251,15 @@ def outgoing(message: Outgoing) -> trainer_pb2.TrainResponse:
                 count=message.count,
                 disposition=_DISPOSITIONS[message.disposition],
             )
-            return trainer_pb2.TrainResponse(acknowledgement=answer)
+            return trainer_pb2.RunMessage(acknowledgement=answer)
         case Weights():
             weights = wire.pack(message.weights, np.float32)
-            return trainer_pb2.TrainResponse(
+            return trainer_pb2.RunMessage(
                 weights=trainer_pb2.Weights(step=message.step, offset=message.offset, weights=weights)
             )
         case Refusal():
             code, text = status_of(message.error)
-            return trainer_pb2.TrainResponse(
+            return trainer_pb2.RunMessage(
                 refusal=trainer_pb2.Refusal(
                     step=message.step,
                     offset=message.offset,
@@ -254,7 +269,7 @@ def outgoing(message: Outgoing) -> trainer_pb2.TrainResponse:
                 )
             )
         case Joined():
-            return trainer_pb2.TrainResponse(
+            return trainer_pb2.RunMessage(
                 joined=trainer_pb2.Joined(
                     spec=spec(message.spec),
                     dataset_size=message.dataset_size,

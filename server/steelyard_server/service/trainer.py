@@ -52,16 +52,16 @@ class StreamOutbox:
             self._ended, self.error = True, error
         self._wake()
 
-    async def messages(self) -> AsyncIterator[Outgoing]:
-        """What was sent, in order, until the end. To be iterated once, on the event loop."""
+    async def gathered(self) -> AsyncIterator[list[Outgoing]]:
+        """What was sent, in order, until the end: at each turn all that has gathered. For one reader on the loop."""
         while True:
             with self._lock:
                 batch, ended = list(self._messages), self._ended
                 self._messages.clear()
                 self._waking = False
                 self._ready.clear()
-            for message in batch:
-                yield message
+            if batch:
+                yield batch
             if ended:
                 return
             if not batch:
@@ -86,8 +86,9 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         outbox = StreamOutbox(asyncio.get_running_loop())
         reader = asyncio.create_task(self._read(requests, outbox))
         try:
-            async for message in outbox.messages():
-                yield convert.outgoing(message)
+            async for gathered in outbox.gathered():
+                for response in convert.responses(gathered):
+                    yield response
         finally:
             reader.cancel()
             outbox.end(None)
@@ -98,10 +99,11 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         run: Run | None = None
         try:
             async for request in requests:
-                if run is None:
-                    run = await self._join(request, outbox)
-                else:
-                    _pass_on(run, request, outbox)
+                for message in request.messages:
+                    if run is None:
+                        run = await self._join(message, outbox)
+                    else:
+                        _pass_on(run, message, outbox)
         except Exception as error:
             outbox.end(error)
         finally:
@@ -110,10 +112,10 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
             else:
                 outbox.end(None)
 
-    async def _join(self, request: pb.TrainRequest, outbox: StreamOutbox) -> Run:
-        if request.WhichOneof("message") != "join":
-            raise Invalid(f"expected Join as the first message; got {request.WhichOneof('message')}")
-        join = request.join
+    async def _join(self, message: pb.TrainerMessage, outbox: StreamOutbox) -> Run:
+        if message.WhichOneof("message") != "join":
+            raise Invalid(f"expected Join as the first message; got {message.WhichOneof('message')}")
+        join = message.join
         loop = asyncio.get_running_loop()
         run = await loop.run_in_executor(
             self._executor, self._catalog.run_to_join, join.run, join.fingerprint
@@ -122,12 +124,12 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         return run
 
 
-def _pass_on(run: Run, request: pb.TrainRequest, outbox: StreamOutbox) -> None:
-    match request.WhichOneof("message"):
+def _pass_on(run: Run, message: pb.TrainerMessage, outbox: StreamOutbox) -> None:
+    match message.WhichOneof("message"):
         case "report":
-            run.report(outbox, convert.report(request.report))
+            run.report(outbox, convert.report(message.report))
         case "credit":
-            run.credit(outbox, request.credit.batches)
+            run.credit(outbox, message.credit.batches)
         case "leave":
             run.leave(outbox)
         case other:
