@@ -18,7 +18,6 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import grpc
-import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -32,6 +31,7 @@ from steelyard.v1 import (
 )
 from steelyard_server.config import Settings
 from steelyard_server.history.store import Store
+from steelyard_server.log import logger
 from steelyard_server.runs.catalog import Catalog
 from steelyard_server.runs.run import CheckpointRule
 from steelyard_server.service.calls import offloaded
@@ -50,7 +50,7 @@ SERVICES = (
 _START_SECONDS = 60.0
 _HEALTH_SECONDS = 0.25
 
-_log = structlog.get_logger(__name__)
+_log = logger(__name__)
 
 
 class Server:

@@ -7,9 +7,10 @@ import sys
 import pytest
 
 SCRIPT = """
-import logging, structlog
+import logging
 from steelyard_server.cli import logs
-early = structlog.get_logger("early")
+from steelyard_server.log import logger
+early = logger("early")
 logs.configure({level!r}, {form!r})
 early.info("drawn", step=3)
 early.debug("detail")

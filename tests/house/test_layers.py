@@ -15,7 +15,19 @@ SERVER = ROOT / "server" / "steelyard_server"
 GENERATED = (CLIENT / "v1", SERVER / "disk" / "v1")
 
 # Lowest first: a part may import itself and those before it. `history` and `policies` do not meet.
-LAYERS = ["disk", "core", "policies", "history", "config", "runs", "service", "server", "cli", "__main__"]
+LAYERS = [
+    "log",
+    "disk",
+    "core",
+    "policies",
+    "history",
+    "config",
+    "runs",
+    "service",
+    "server",
+    "cli",
+    "__main__",
+]
 APART = {("history", "policies")}
 PURE = ("core", "policies")
 

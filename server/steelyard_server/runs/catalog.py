@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import structlog
 
 from steelyard_server.core.events import Event, Float32s, Ids
 from steelyard_server.history import registry
 from steelyard_server.history.ops import Op
 from steelyard_server.history.store import Store
+from steelyard_server.log import logger
 from steelyard_server.policies.columns import parse_derived
 from steelyard_server.policies.policy import Policy
 from steelyard_server.runs.datasets import MAX_SIZE, Dataset, DatasetInfo, news_for
@@ -25,7 +25,7 @@ from steelyard_server.runs.run import CheckpointRule, Run, changed_policy, creat
 from steelyard_server.runs.spec import NAME, RunSpec, parse_spec
 from steelyard_server.runs.state import Attempts, RunState
 
-_log = structlog.get_logger(__name__)
+_log = logger(__name__)
 
 
 class Catalog:

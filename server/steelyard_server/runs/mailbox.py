@@ -10,14 +10,13 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
-import structlog
-
+from steelyard_server.log import logger
 from steelyard_server.runs.errors import Unavailable
 
 T = TypeVar("T")
 Message = Callable[[], None]
 
-_log = structlog.get_logger(__name__)
+_log = logger(__name__)
 
 
 class Mailbox:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import structlog
 
 from steelyard import weigh
 from steelyard_server.core.events import (
@@ -32,6 +31,7 @@ from steelyard_server.core.events import (
 from steelyard_server.history.errors import RecordDamaged, StoreError
 from steelyard_server.history.ops import Op
 from steelyard_server.history.store import Store
+from steelyard_server.log import logger
 from steelyard_server.policies.policy import Policy, PolicyError, parse_policy
 from steelyard_server.runs import reports
 from steelyard_server.runs.durable import Durable
@@ -56,7 +56,7 @@ from steelyard_server.runs.weighing import StepWeights, draw_weight
 
 T = TypeVar("T")
 
-_log = structlog.get_logger(__name__)
+_log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

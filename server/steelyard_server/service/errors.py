@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import grpc
-import structlog
 
 from steelyard_server.history.errors import (
     RecordDamaged,
     StoreError,
     StoreFull,
 )
+from steelyard_server.log import logger
 from steelyard_server.policies.policy import PolicyError
 from steelyard_server.runs.errors import (
     Exhausted,
@@ -35,7 +35,7 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (StoreError, grpc.StatusCode.UNAVAILABLE),
 )
 
-_log = structlog.get_logger(__name__)
+_log = logger(__name__)
 
 
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
