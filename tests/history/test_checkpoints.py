@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from steelyard_server.history.checkpoints import Checkpoints
 from steelyard_server.history.chunks import CHUNK, Chunks, chunk_count
 from steelyard_server.history.errors import RecordDamaged
@@ -50,13 +51,16 @@ def load(store: Store, seq: int | None = None) -> tuple[Any, ...]:
 
 
 def test_what_was_saved_is_loaded(store: Store) -> None:
-    columns = {
+    columns: dict[str, npt.NDArray[Any]] = {
         "f32": np.random.default_rng(0).random(SIZE).astype(np.float32),
         "u32": np.arange(CHUNK, dtype=np.uint32),
         "one": np.array([7], np.int64),
         "none": np.zeros(0, np.float64),
     }
-    blobs = {"b": np.array([[1, 2], [3, 4]], np.uint8), "flags": np.array([True, False])}
+    blobs: dict[str, npt.NDArray[Any]] = {
+        "b": np.array([[1, 2], [3, 4]], np.uint8),
+        "flags": np.array([True, False]),
+    }
     checkpoints = Checkpoints(store, RUN)
     store.commit(checkpoints.save(4, 2, CHAIN, {"k": [1, {"x": None}]}, blobs, columns, {}))
     found = checkpoints.newest()

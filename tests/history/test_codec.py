@@ -7,6 +7,7 @@ import typing
 
 import numpy as np
 import pytest
+
 from steelyard_server.core import events
 from steelyard_server.core.events import (
     AttemptBegan,

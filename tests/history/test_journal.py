@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from steelyard_server.core.events import BatchDrawn, Bookmarked, Event, StepClosed
 from steelyard_server.history.errors import RecordDamaged, StoreFailed
 from steelyard_server.history.journal import NO_CHAIN, PAGE_RECORDS, Journal
@@ -129,7 +130,7 @@ def test_any_flipped_bit_is_reported_with_its_place_and_the_record_is_not_return
     size = len(store.get(Table.JOURNAL, key) or b"")
     for bit in range(0, 8 * size, 3):
         flip(Table.JOURNAL, key, bit)
-        returned = []
+        returned: list[tuple[int, Event]] = []
         with pytest.raises(RecordDamaged, match=r"run 7, journal record 2 \(after the batch of step 0\)"):
             returned.extend(journal.read(0))  # extend keeps what came before the error
         assert all(seq < 2 for seq, _ in returned)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from steelyard_server.core.events import StepClosed
 from steelyard_server.history.checkpoints import Checkpoints
 from steelyard_server.history.errors import RecordDamaged

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from steelyard_server.history.errors import RecordDamaged
 from steelyard_server.history.ops import Table, prefix_range, u64
 from steelyard_server.history.ring import History

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from functools import partial
 from pathlib import Path
 
 import lmdb
 import pytest
+
 from steelyard_server.history import store as store_module
 from steelyard_server.history.ops import u64
 from steelyard_server.history.store import (
@@ -63,9 +65,7 @@ def test_acknowledgements_come_in_queue_order_and_many_share_a_commit(
 
     before = store.stats().commits
     for i in range(500):
-        store.write(
-            [Put(META, b"last", u64(i))], lambda error, i=i: acknowledged(i, error), now=i % 100 == 99
-        )  # type: ignore[misc]
+        store.write([Put(META, b"last", u64(i))], partial(acknowledged, i), now=i % 100 == 99)
     for _ in range(500):
         assert done.acquire(timeout=20)
     assert order == list(range(500))
@@ -126,7 +126,8 @@ def test_the_map_grows_ahead_of_need_from_a_tiny_one(tmp_path: Path) -> None:
     stats = store.stats()
     assert stats.map_size >= stats.used_bytes > 2_000_000
     assert len(store.keys(META, b"k", b"l")) == 100
-    assert store.healthy and store.generation == 0
+    assert store.healthy
+    assert store.generation == 0
     store.close()
 
 
@@ -154,12 +155,21 @@ def test_a_full_map_refuses_the_big_write_and_takes_the_small_one(
 
 def test_a_full_map_fails_only_the_write_that_is_too_big_of_a_group(tmp_path: Path) -> None:
     store = Store.open(tmp_path, map_size=1 << 20, max_map_size=1 << 20)
-    release, outcomes, done = threading.Event(), list[BaseException | None](), threading.Event()
-    store.write([Put(META, b"first", b"")], lambda error: release.wait(20) and None)  # type: ignore[arg-type, func-returns-value]
+    release, done = threading.Event(), threading.Event()
+    outcomes: list[BaseException | None] = []
+
+    def hold(error: BaseException | None) -> None:
+        release.wait(20)
+
+    def finish(error: BaseException | None) -> None:
+        outcomes.append(error)
+        done.set()
+
+    store.write([Put(META, b"first", b"")], hold)
     store.write([Put(META, b"a", b"")], outcomes.append)
     store.write([Put(META, b"big", bytes(1 << 21))], outcomes.append)
     store.write([Fence(0), Put(META, b"fenced", b"")], outcomes.append)
-    store.write([Put(META, b"b", b"")], lambda error: (outcomes.append(error), done.set()) and None)  # type: ignore[arg-type, func-returns-value]
+    store.write([Put(META, b"b", b"")], finish)
     release.set()
     assert done.wait(20)
     assert [type(error) for error in outcomes] == [type(None), StoreFull, StoreFailed, type(None)]

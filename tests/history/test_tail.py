@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from steelyard_server.history.ops import Put, Table
 from steelyard_server.history.tail import Tail
 

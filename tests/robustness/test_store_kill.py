@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from steelyard_server.core.events import BatchDrawn
 from steelyard_server.history.codec import encode
 from steelyard_server.history.journal import Journal
