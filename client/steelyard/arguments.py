@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -22,6 +23,18 @@ def whole(name: str, value: Any, *, at_least: int = 0, below: int = 2**64) -> in
     if isinstance(value, (bool, np.bool_)) or not at_least <= number < below:
         raise InvalidArgument(f"{name}: expected an integer from {at_least} to {below - 1}, got {value!r}")
     return number
+
+
+def seconds(name: str, value: float) -> float:
+    """A positive, finite number of seconds. InvalidArgument."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or value <= 0
+    ):
+        raise InvalidArgument(f"{name}: expected a positive number of seconds, got {value!r}")
+    return float(value)
 
 
 def id_array(ids: npt.ArrayLike) -> npt.NDArray[np.int64]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Literal
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from steelyard import wire
-from steelyard.arguments import float_array, id_array, pack_ids, whole
+from steelyard.arguments import float_array, id_array, pack_ids, seconds, whole
 from steelyard.channel import check_address
 from steelyard.errors import InvalidArgument
 from steelyard.info import DatasetInfo, RunInfo, Staleness, dataset_info, run_info
@@ -47,9 +46,7 @@ class Client:
     """
 
     def __init__(self, address: str, *, timeout: float = 30.0) -> None:
-        if not (isinstance(timeout, (int, float)) and math.isfinite(timeout) and timeout > 0):
-            raise InvalidArgument(f"timeout: expected a positive number of seconds, got {timeout!r}")
-        self._transport = Transport(check_address(address), float(timeout))
+        self._transport = Transport(check_address(address), seconds("timeout", timeout))
         self._on_close: Callable[[], None] | None = None  # set by what owns this client's server
 
     @property
@@ -203,12 +200,6 @@ class Client:
         """
         if on_nonfinite not in ("skip", "reject"):
             raise InvalidArgument(f'on_nonfinite: expected "skip" or "reject", got {on_nonfinite!r}')
-        if not (
-            isinstance(report_timeout, (int, float)) and math.isfinite(report_timeout) and report_timeout > 0
-        ):
-            raise InvalidArgument(
-                f"report_timeout: expected a positive number of seconds, got {report_timeout!r}"
-            )
         reject = on_nonfinite == "reject"
         spec = runs_pb2.RunSpec(
             name=name,
@@ -218,7 +209,7 @@ class Client:
             policy=runs_pb2.Policy(draw=to_struct(draw, "draw"), weigh=to_struct(weigh, "weigh")),
             staleness=_staleness(staleness),
             on_nonfinite=runs_pb2.ON_NONFINITE_REJECT if reject else runs_pb2.ON_NONFINITE_SKIP,
-            report_timeout_seconds=report_timeout,
+            report_timeout_seconds=seconds("report_timeout", report_timeout),
             history_size=whole("history_size", history_size, below=2**32),
             retain_steps=whole("retain_steps", retain_steps, at_least=1),
         )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from steelyard.arguments import whole
+from steelyard.arguments import seconds, whole
 from steelyard.attempt import resolve
-from steelyard.errors import InvalidArgument
 from steelyard.info import Staleness
 
 # Batches held ahead at most where the caller does not say.
@@ -61,15 +59,3 @@ def default_prefetch(staleness: Staleness) -> int:
     if staleness == "any":
         return _PREFETCH
     return min(max(staleness, 1), _PREFETCH)
-
-
-def seconds(name: str, value: float) -> float:
-    """A positive, finite number of seconds. InvalidArgument."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not math.isfinite(value)
-        or value <= 0
-    ):
-        raise InvalidArgument(f"{name}: expected a positive number of seconds, got {value!r}")
-    return float(value)

@@ -14,14 +14,14 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from steelyard.arguments import whole
+from steelyard.arguments import seconds, whole
 from steelyard.batch import Batch
 from steelyard.errors import ForkedSession, InvalidArgument
 from steelyard.info import Staleness
 from steelyard.ledger import Answer, Owed
 from steelyard.membership import Membership
 from steelyard.messages import losses_that_fit, pack_report
-from steelyard.options import SessionOptions, seconds
+from steelyard.options import SessionOptions
 from steelyard.stream import Stream
 from steelyard.v1 import trainer_pb2
 from steelyard.weigh import Rule

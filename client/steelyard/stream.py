@@ -29,7 +29,7 @@ _BROKEN = frozenset({"UNAVAILABLE", "CANCELLED"})
 # A reset connection or a bug of the server: tried again a few times, as long as it gets nowhere.
 _DOUBTFUL = frozenset({"INTERNAL", "UNKNOWN"})
 _DOUBTFUL_TRIES = 3
-# What has gathered is sent together up to this size, well below any limit of a server.
+# What has gathered is sent together up to this size, well below any limit of a server; a larger message goes alone.
 _REQUEST_BYTES = 1 << 20
 
 
@@ -159,13 +159,16 @@ def _drain(
     outbox: queue.SimpleQueue[trainer_pb2.TrainerMessage | None],
 ) -> Iterator[trainer_pb2.TrainRequest]:
     # Read by a daemon thread of gRPC's, which ends with the None that ends the connection.
-    while (message := outbox.get()) is not None:
-        messages, size = [message], message.ByteSize()
-        while size < _REQUEST_BYTES and not outbox.empty():
-            more = outbox.get()
-            if more is None:
-                yield trainer_pb2.TrainRequest(messages=messages)
-                return
-            messages.append(more)
-            size += more.ByteSize()
-        yield trainer_pb2.TrainRequest(messages=messages)
+    gathered: list[trainer_pb2.TrainerMessage] = []
+    size = 0
+    for message in iter(outbox.get, None):
+        if gathered and size + message.ByteSize() > _REQUEST_BYTES:
+            yield trainer_pb2.TrainRequest(messages=gathered)
+            gathered, size = [], 0
+        gathered.append(message)
+        size += message.ByteSize()
+        if outbox.empty():
+            yield trainer_pb2.TrainRequest(messages=gathered)
+            gathered, size = [], 0
+    if gathered:
+        yield trainer_pb2.TrainRequest(messages=gathered)
