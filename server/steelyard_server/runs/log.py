@@ -73,14 +73,18 @@ class RunLog:
         return list(ops)
 
     def checkpoint(self, state: RunState) -> list[Op]:
-        """Saves the state and folds what the history lacks into it; the state then counts as saved. O(dirty chunks)."""
+        """Saves the state and folds what the history lacks into it; the state then counts as saved. O(dirty chunks).
+
+        The checkpoint before must be durable. Void where a write before this one fails.
+        """
         seq = self.journal.next_seq
         saved = snapshot.take(state)
-        ops = list(
-            self._checkpoints.save(
+        ops: list[Op] = [
+            self.journal.fence(),
+            *self._checkpoints.save(
                 seq, state.next_step, self.journal.chain, saved.meta, saved.blobs, saved.columns, saved.dirty
-            )
-        )
+            ),
+        ]
         ops += self._merge_history(seq, state.unsaved_history)
         state.unsaved_history = []
         for flags in state.dirty.values():
