@@ -1,0 +1,317 @@
+"""The batch sampler: a run's slices for a DataLoader, and the way back for the losses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, NoReturn
+
+import torch
+from torch.utils.data import Sampler
+
+from steelyard.arguments import seconds, whole
+from steelyard.errors import FailedPrecondition, ForkedSession, SessionClosed
+from steelyard.run import Run
+from steelyard.session import Session
+from steelyard.torch.matching import check_ids, check_losses, signal_tensors
+from steelyard.torch.objective import objective
+from steelyard.torch.pending import Part
+from steelyard.torch.ranks import find_ranks, share_token
+from steelyard.torch.seat import Seat
+from steelyard.torch.state import step_of, to_state
+
+
+class BatchSampler(Sampler[list[int]]):
+    """Serves this rank's slice of every batch of a run to a DataLoader (batch_sampler=...), as lists of ids.
+
+    After each batch call update() or report() once, in the order of the batches, with the per-example losses. A loader
+    takes batches ahead of their training; what it took and was not reported is served again, first, by the next
+    iteration, so that a loop may be left at any batch and nothing is lost or trained twice. One iteration is live at a
+    time: an older one raises FailedPrecondition.
+
+    It joins the run when the first batch is asked for, and belongs to the process that made it; a loader's workers get
+    ids only. Iterating and reporting may be in two threads. Errors of the session (see steelyard.Session) are raised by
+    every call, those of reports from a device by the next one.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        rank: int | None = None,
+        world_size: int | None = None,
+        group: torch.distributed.ProcessGroup | None = None,
+        attempt: str | None = None,
+        start_step: int | None = None,
+        steps: int | None = None,
+        micro_batches: int = 1,
+        prefetch: int | None = None,
+        timeout: float = 300.0,
+        replica: int = 0,
+    ) -> None:
+        """`rank`, `world_size`: by default those of `group` (of the default group) where torch.distributed is
+        initialised, else 0 and 1. `attempt`: the token that all ranks of this launch share; by default rank 0 makes one
+        and broadcasts it here, so all ranks must make their sampler; without a process group steelyard.attempt says
+        where it comes from. `start_step`: the step to go on from, by default the first that is not closed.
+
+        `steps`: how many steps one iteration serves; endless by default. `micro_batches`: parts that a slice is served
+        in, each with an update() of its own, for gradient accumulation. A rule that reads losses weighs each part over
+        the same part of all ranks, as the seed paper's code does; it must weigh in the trainer then.
+
+        `prefetch`: batches that the session holds ahead, by default the run's staleness, 16 at most. `timeout`: seconds
+        that any one wait may take. `replica`: tells processes apart that share one rank's slice (model parallelism);
+        only replica 0 reports, unless the server weighs.
+
+        InvalidArgument names the argument that is wrong.
+        """
+        self._run = run
+        self._pid = os.getpid()
+        self._ranks = find_ranks(rank, world_size, group)
+        self._replica = whole("replica", replica, below=2**32)
+        self._start_step = None if start_step is None else whole("start_step", start_step)
+        self._steps = None if steps is None else whole("steps", steps, at_least=1)
+        self._micro_batches = whole("micro_batches", micro_batches, at_least=1, below=2**32)
+        self._prefetch = None if prefetch is None else whole("prefetch", prefetch, at_least=1, below=2**32)
+        self._timeout = seconds("timeout", timeout)
+        self._token = share_token(attempt, self._ranks, self._replica)
+        self._loads = 0
+        self._seat: Seat | None = None
+        self._iteration: _Iteration | None = None
+        self._waited = 0.0  # in sessions that are over
+        self._closed = False
+
+    # -- batches ---------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Lists of ids, one for each batch (or micro-batch). First those that were served and not reported.
+
+        Endless; with `steps`, that many steps from the first that is not reported in full.
+        """
+        self._check_usable()
+        if self._seat is not None:
+            self._seat.pending.restart()
+        self._iteration = _Iteration(self)
+        return self._iteration
+
+    def __len__(self) -> int:
+        """Batches (or micro-batches) of one iteration that begins with a whole step. TypeError where it is endless."""
+        if self._steps is None:
+            raise TypeError("this BatchSampler is endless and has no length; make it with steps=...")
+        return self._steps * self._micro_batches
+
+    # -- losses ----------------------------------------------------------------------------------------------------
+
+    def update(
+        self, losses: torch.Tensor, *, ids: Any = None, signals: Mapping[str, Any] | None = None
+    ) -> torch.Tensor:
+        """Reports the losses of the oldest batch that was served and not reported, and returns the scalar to call
+        backward() on.
+
+        `losses`: float[n] on any device, one for each id of the batch (or micro-batch), with their graph. The gradient
+        of the scalar, averaged over the ranks as DistributedDataParallel does and summed over the micro-batches, is
+        that of the mean over the global batch of weight times loss. A loss that is not finite is reported and left out.
+
+        `ids`: the ids that the losses are of, in host memory, to be compared with the batch's. `signals`: further named
+        numbers, one for each loss.
+
+        No CUDA device is waited for, unless the server weighs. Under a rule that reads losses and weighs in the trainer
+        this is a collective: all ranks must call. FailedPrecondition: no batch lacks losses. MismatchedLosses: another
+        count, or other ids, than the batch's; nothing is reported then.
+        """
+        part, weights = self._report(losses, ids, signals)
+        return objective(losses, weights, world_size=self._ranks.world_size, batch_size=part.batch.batch_size)
+
+    def report(
+        self, losses: torch.Tensor, *, ids: Any = None, signals: Mapping[str, Any] | None = None
+    ) -> torch.Tensor:
+        """As update, for who builds the scalar: returns the weights, float32[n] on the device of the losses.
+
+        A weight of 0 says that the example need not be trained; the losses that are not finite have it. The objective
+        is the sum of weight times loss over all ranks and micro-batches, divided by the size of the global batch.
+        """
+        return self._report(losses, ids, signals)[1]
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What to keep with the trainer's checkpoint: version, run and step, the same on every rank.
+
+        Counts the steps whose whole slice was reported, not those that were only served. Waits until those reports are
+        durable, `timeout` seconds at most, and raises what became of them (ReportRefused, DeadlineExceeded).
+        """
+        self._check_usable()
+        if self._seat is not None:
+            step = self._seat.pending.step
+            self._seat.flush(self._timeout)
+        else:
+            step = self.step
+        return to_state(self._run.name, step)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state: the next iteration joins at its step, as a new attempt, which undoes what the run
+        served and was reported from there on. Any number of ranks may load it; all of them must, equally often.
+
+        An iteration that is under way ends with FailedPrecondition. InvalidArgument: not a state, or another run's.
+        """
+        self._check_usable()
+        step = step_of(state, self._run.name)
+        self._give_up_seat()
+        self._iteration = None
+        self._start_step = step
+        self._loads += 1
+
+    # -- what it is ------------------------------------------------------------------------------------------------
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    @property
+    def rank(self) -> int:
+        return self._ranks.rank
+
+    @property
+    def world_size(self) -> int:
+        return self._ranks.world_size
+
+    @property
+    def session(self) -> Session | None:
+        """The session that batches come from, None before the first one is asked for."""
+        return None if self._seat is None else self._seat.session
+
+    @property
+    def step(self) -> int:
+        """The first step that is not trained: not reported in full by this rank.
+
+        Before the first batch is asked for, where a join would begin; without a start step the server is asked.
+        """
+        if self._seat is not None:
+            return self._seat.pending.step
+        return self._run.info().closed_steps if self._start_step is None else self._start_step
+
+    @property
+    def waited_seconds(self) -> float:
+        """Seconds that this rank has waited for the server: for batches and, where the server weighs, for weights."""
+        return self._waited + (0.0 if self._seat is None else self._seat.waited_seconds)
+
+    def __repr__(self) -> str:
+        where = "not joined" if self._seat is None else f"step {self._seat.pending.step}"
+        return f"<BatchSampler of {self._run!r}, rank {self.rank} of {self.world_size}, {where}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a BatchSampler belongs to the process that made it and does not pickle. A loader's workers get ids, so a "
+            "dataset need not hold its sampler; pickle the Run and make a sampler there"
+        )
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Leaves the run in good order: waits until every report is durable, `timeout` seconds at most."""
+        if self._closed:
+            return
+        self._check_usable()
+        self._closed = True
+        try:
+            if self._seat is not None:
+                self._seat.flush(self._timeout)
+                self._seat.session.leave(self._timeout)
+        finally:
+            self._give_up_seat()
+
+    def __enter__(self) -> BatchSampler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._closed = True
+            self._give_up_seat()
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _next_part(self, iteration: _Iteration) -> Part:
+        """The next part of an iteration. StopIteration at its end."""
+        self._check_usable()
+        if iteration is not self._iteration:
+            raise FailedPrecondition(
+                "this iteration is over: a newer one of the same sampler has begun, or a state was loaded; its batches "
+                "are served by the newer one"
+            )
+        seat = self._seat or self._take_seat()
+        seat.reporter.check()
+        if iteration.end is None and self._steps is not None:
+            iteration.end = seat.pending.step + self._steps
+        part = seat.pending.hand_out()
+        if part is None:
+            if iteration.end is not None and seat.session.step >= iteration.end:
+                raise StopIteration
+            seat.fetch()
+            part = seat.pending.hand_out()
+            assert part is not None
+        return part
+
+    def _report(
+        self, losses: torch.Tensor, ids: Any, signals: Mapping[str, Any] | None
+    ) -> tuple[Part, torch.Tensor]:
+        """Reports the losses of the oldest part: which it is, and their weights."""
+        self._check_usable()
+        seat = self._seat
+        part = None if seat is None else seat.pending.oldest()
+        if seat is None or part is None:
+            raise FailedPrecondition("no batch lacks losses: each one that was served was reported already")
+        seat.reporter.check()
+        check_losses(part, losses)
+        if ids is not None:
+            check_ids(part, ids)
+        values = {"loss": losses.detach().float(), **signal_tensors(part, signals or {})}
+        return part, seat.report(part, values)
+
+    def _take_seat(self) -> Seat:
+        """Joins the run."""
+        session = self._run.join(
+            self.rank,
+            self.world_size,
+            start_step=self._start_step,
+            # Each loaded state begins an attempt; all ranks count alike, so they need not talk.
+            attempt=f"{self._token}/{self._loads}" if self._loads else self._token,
+            replica=self._replica,
+            prefetch=self._prefetch,
+            timeout=self._timeout,
+        )
+        self._seat = Seat(session, self._ranks, micro_batches=self._micro_batches, reports=self._replica == 0)
+        return self._seat
+
+    def _give_up_seat(self) -> None:
+        if self._seat is not None:
+            self._waited += self._seat.waited_seconds
+            self._seat.close()
+            self._seat = None
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedSession(
+                f"the sampler of run {self._run.name!r} belongs to process {self._pid} that made it, and this is "
+                f"process {os.getpid()}. A loader's workers need only the ids that they are given"
+            )
+        if self._closed:
+            raise SessionClosed(f"the sampler of run {self._run.name!r} was closed")
+
+
+class _Iteration:
+    """One pass of a loader. Goes on after an error, where a generator would be over and look like an end."""
+
+    def __init__(self, sampler: BatchSampler) -> None:
+        self._sampler = sampler
+        self.end: int | None = None
+
+    def __iter__(self) -> _Iteration:
+        return self
+
+    def __next__(self) -> list[int]:
+        ids: list[int] = self._sampler._next_part(self).ids.tolist()
+        return ids

@@ -1,0 +1,33 @@
+"""A sampler's place in its run, as a trainer's checkpoint holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from steelyard.arguments import whole
+from steelyard.errors import InvalidArgument
+
+_VERSION = 1
+
+
+def to_state(run: str, step: int) -> dict[str, Any]:
+    """The state: plain values, the same on every rank and for any number of ranks."""
+    return {"version": _VERSION, "run": run, "step": step}
+
+
+def step_of(state: Mapping[str, Any], run: str) -> int:
+    """The step to go on from. InvalidArgument: not a state, of a newer version, or of another run than `run`."""
+    if not isinstance(state, Mapping) or not {"version", "run", "step"} <= state.keys():
+        raise InvalidArgument(
+            f"state: expected what state_dict() returned (version, run, step), got {state!r}"
+        )
+    if state["version"] != _VERSION:
+        raise InvalidArgument(
+            f"state: expected version {_VERSION}, which this release of steelyard knows; got {state['version']!r}"
+        )
+    if state["run"] != run:
+        raise InvalidArgument(
+            f"state: expected one of run {run!r}, which this sampler serves; got one of run {state['run']!r}"
+        )
+    return whole("state: step", state["step"])
