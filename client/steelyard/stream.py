@@ -62,7 +62,8 @@ class Stream:
         self._lock = threading.Lock()
         self._outbox: queue.SimpleQueue[trainer_pb2.TrainerMessage | None] = queue.SimpleQueue()
         self._call: grpc.Call | None = None
-        self._progress = False  # whether the present connection brought an answer
+        self._answered = False  # whether the present connection brought anything
+        self._progress = False  # whether it brought more than the answer to the join
         self._thread = threading.Thread(target=self._main, name=f"steelyard {purpose}", daemon=True)
 
     def start(self) -> None:
@@ -111,9 +112,10 @@ class Stream:
             error = self._connect_once()
             if self._stop.is_set() or self._leaving:
                 return None
+            if self._answered:
+                down_since = time.monotonic()
             if self._progress:
                 delay, doubtful = _FIRST_DELAY, 0
-                down_since = time.monotonic()
             doubtful += error.code in _DOUBTFUL
             if error.code not in _BROKEN and not (error.code in _DOUBTFUL and doubtful <= _DOUBTFUL_TRIES):
                 return error
@@ -129,7 +131,7 @@ class Stream:
 
     def _connect_once(self) -> SteelyardError:
         """Serves one connection until it ends, and returns with what. Raises what the owner raised."""
-        self._progress = False
+        self._answered = self._progress = False
         outbox: queue.SimpleQueue[trainer_pb2.TrainerMessage | None] = queue.SimpleQueue()
         outbox.put(self._owner.joining())
         channel = open_channel(self._address, self._purpose)
@@ -142,8 +144,9 @@ class Stream:
             if self._stop.is_set():
                 call.cancel()
             for response in call:
-                self._progress = True
+                self._answered = True
                 for message in response.messages:
+                    self._progress = self._progress or message.WhichOneof("message") != "joined"
                     self._owner.received(message)
             return Unavailable("the server ended the stream")
         except grpc.RpcError as error:
