@@ -2,6 +2,7 @@
 
 import pytest
 
+from steelyard import weigh
 from steelyard.errors import InvalidArgument
 from steelyard.weighing import Rules
 
@@ -20,7 +21,7 @@ def test_a_rule_holds_from_its_step_on():
         "quadratic",
         "quadratic",
     ]
-    assert rules.at(10).r == 0.4
+    assert rules.at(10) == weigh.parse(LINUPPER)
 
 
 def test_a_change_at_the_same_step_replaces():
