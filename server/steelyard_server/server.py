@@ -30,6 +30,7 @@ from steelyard.v1 import (
     trainer_pb2_grpc,
 )
 from steelyard_server.config import Settings
+from steelyard_server.history.errors import StoreError
 from steelyard_server.history.store import Store
 from steelyard_server.log import logger
 from steelyard_server.runs.catalog import Catalog
@@ -80,6 +81,9 @@ class Server:
             map_size=int(settings.map_size_bytes),
             max_map_size=int(settings.max_map_size_bytes),
         )
+        if settings.port_file is not None:
+            # Left by a server that was killed: whoever waits for the file must not find an old one.
+            settings.port_file.unlink(missing_ok=True)
         try:
             rule = CheckpointRule(
                 settings.checkpoint_interval_seconds, int(settings.checkpoint_journal_bytes)
@@ -124,10 +128,16 @@ class Server:
             self._await(self._stop(), _START_SECONDS)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_START_SECONDS)
+            if not self._thread.is_alive():
+                self._loop.close()
         if self._http is not None:
             self._http.close()
         self._calls.shutdown(wait=False, cancel_futures=True)
-        self._store.close(max(5.0, deadline - time.monotonic()))
+        try:
+            self._store.close(max(5.0, deadline - time.monotonic()))
+        except StoreError as error:
+            _log.error("store_still_busy", error=str(error))
+            clean = False
         if self._settings.port_file is not None:
             self._settings.port_file.unlink(missing_ok=True)
         _log.info("stopped", clean=clean)
@@ -143,6 +153,9 @@ class Server:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", -1),
+                # A peer whose machine died does not say so: its rank is free again after these times.
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ]
@@ -151,15 +164,13 @@ class Server:
         datasets_pb2_grpc.add_DatasetServiceServicer_to_server(datasets, self._grpc)
         runs = offloaded(RunService(self._catalog), self._calls)
         runs_pb2_grpc.add_RunServiceServicer_to_server(runs, self._grpc)
-        trainer_pb2_grpc.add_TrainerServiceServicer_to_server(
-            TrainerService(self._catalog, self._calls), self._grpc
-        )
+        trainer_pb2_grpc.add_TrainerServiceServicer_to_server(TrainerService(self._catalog), self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection(
             (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc
         )
         await self._report_health(False)
-        self.port = self._grpc.add_insecure_port(settings.listen)
+        self.port = _bind(self._grpc, settings.listen)
         await self._grpc.start()
         self._serving = True
         await self._report_health(self._ready())
@@ -215,6 +226,14 @@ def serve(settings: Settings) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _bind(server: grpc.aio.Server, address: str) -> int:
+    """The port bound. OSError where it cannot be."""
+    try:
+        return server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}: {error}") from error
 
 
 def _write_whole(path: Path, text: str) -> None:

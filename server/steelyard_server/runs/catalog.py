@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +16,7 @@ import numpy as np
 
 from steelyard_server.core.events import Event, Float32s, Ids
 from steelyard_server.history import registry
+from steelyard_server.history.errors import RecordDamaged, StoreError
 from steelyard_server.history.ops import Op
 from steelyard_server.history.store import Store
 from steelyard_server.log import logger
@@ -20,19 +24,31 @@ from steelyard_server.policies.columns import parse_derived
 from steelyard_server.policies.policy import Policy
 from steelyard_server.runs.datasets import MAX_SIZE, Dataset, DatasetInfo, news_for
 from steelyard_server.runs.errors import Exists, Invalid, Missing, Unavailable, Unready
+from steelyard_server.runs.locks import NamedLocks
 from steelyard_server.runs.log import RunLog
-from steelyard_server.runs.run import CheckpointRule, Run, changed_policy, created_event, policy_events
+from steelyard_server.runs.run import (
+    CheckpointRule,
+    Run,
+    RunInfo,
+    changed_policy,
+    created_event,
+    policy_events,
+)
 from steelyard_server.runs.spec import NAME, RunSpec, parse_spec
 from steelyard_server.runs.state import Attempts, RunState
+
+_TELL_SECONDS = 60.0
+"""How long a dataset's change waits for its runs to know it."""
 
 _log = logger(__name__)
 
 
 class Catalog:
-    """Thread-safe. Changes are made one at a time; each is durable when its call returns.
+    """Thread-safe. Each change is durable when its call returns.
 
-    A dataset's change is committed first and then told to its runs; one that a crash left untold is found when the
-    run is loaded.
+    Changes of one dataset, and of runs on it, are made one at a time; what they wait for (the disk, a run that loads)
+    holds up nobody else. A dataset's change is committed first and then told to its runs; one that a crash left untold
+    is found when the run is loaded.
     """
 
     def __init__(self, store: Store, rule: CheckpointRule, max_message_bytes: int) -> None:
@@ -40,7 +56,10 @@ class Catalog:
         self._store = store
         self._rule = rule
         self._registry = registry.Registry(store)
-        self._lock = threading.RLock()
+        # Guards the dictionaries; never held while anything is waited for.
+        self._lock = threading.Lock()
+        # Held through a change; taken by names in sorted order, so that no two wait for each other.
+        self._changes = NamedLocks()
         self._datasets: dict[str, Dataset] = {}
         self._rows: dict[str, registry.Run] = {}
         self._runs: dict[str, Run] = {}
@@ -62,7 +81,7 @@ class Catalog:
     def create_dataset(self, name: str, size: int, *, fingerprint: str, exist_ok: bool) -> DatasetInfo:
         _check_name("dataset", name)
         _check_size(size)
-        with self._lock:
+        with self._changes.of(("dataset", name)):
             known = self._datasets.get(name)
             if known is not None:
                 return _same_dataset(known, size, fingerprint, exist_ok).info
@@ -71,18 +90,19 @@ class Catalog:
             return self._change(dataset, self._registry.put_dataset(row)).info
 
     def delete_dataset(self, name: str) -> None:
-        with self._lock:
+        with self._changes.of(("dataset", name)):
             dataset = self._dataset(name)
-            users = sorted(row.name for row in self._rows.values() if row.dataset == name)
+            users = [row.name for row in self._rows_on(name)]
             if users:
                 raise Unready(
                     f"dataset {name!r} is used by {len(users)} runs, {users[0]!r} among them; delete them first"
                 )
             self._store.commit(self._registry.delete_dataset(dataset.row))
-            del self._datasets[name]
+            with self._lock:
+                del self._datasets[name]
 
     def append_examples(self, name: str, count: int, expected_size: int) -> DatasetInfo:
-        with self._lock:
+        with self._changes.of(("dataset", name)):
             dataset = self._dataset(name)
             if count < 1:
                 raise Invalid(f"expected a count of at least 1; got {count}")
@@ -98,7 +118,7 @@ class Catalog:
             return self._change(replace(dataset, row=row), self._registry.put_dataset(row)).info
 
     def retire_ids(self, name: str, ids: Ids) -> DatasetInfo:
-        with self._lock:
+        with self._changes.of(("dataset", name)):
             dataset = self._dataset(name)
             _check_ids(ids, dataset.size)
             retired = np.union1d(dataset.retired, ids)
@@ -113,7 +133,7 @@ class Catalog:
         self, name: str, column: str, values: Float32s, *, ids: Ids | None, start: int
     ) -> DatasetInfo:
         _check_name("column", column)
-        with self._lock:
+        with self._changes.of(("dataset", name)):
             dataset = self._dataset(name)
             at = np.arange(start, start + len(values), dtype=np.int64) if ids is None else ids
             self._check_values(dataset, column, at, values)
@@ -122,18 +142,35 @@ class Catalog:
 
     # ---- runs ----
 
-    def run_names(self) -> list[str]:
+    def list_runs(self) -> list[tuple[RunInfo, tuple[str, int]]]:
+        """Every run by name, each with where it was forked from. One whose records are damaged is listed as it was
+        created; asked for alone, it says what is damaged."""
         with self._lock:
-            return sorted(self._rows)
+            names = sorted(self._rows)
+        runs: list[tuple[registry.Run, Run]] = []
+        for name in names:
+            # Started before the first is asked, so that they load side by side.
+            with contextlib.suppress(Missing):
+                runs.append((self._row(name), self.run(name)))
+        found = []
+        for row, run in runs:
+            with contextlib.suppress(Missing):
+                found.append((self._info(row, run), (row.parent, row.parent_step)))
+        return found
+
+    def _info(self, row: registry.Run, run: Run) -> RunInfo:
+        try:
+            return run.info()
+        except RecordDamaged:
+            size = self._dataset(row.dataset).size
+            return RunInfo(parse_spec(row.spec), 0, 0, 0, size, "", {})
 
     def run(self, name: str) -> Run:
-        """The run, started if it was not. It loads on its own thread: calls to it wait for that."""
+        """The run, started if it was not. Never waits: it loads on its own thread, and calls to it wait for that."""
         with self._lock:
             if self._closing:
                 raise Unavailable("the server drains; try again later")
-            row = self._rows.get(name)
-            if row is None:
-                raise Missing(f"no run {name!r}")
+            row = self._row(name)
             run = self._runs.get(name)
             if run is None:
                 run = self._runs[name] = self._start(row)
@@ -142,7 +179,7 @@ class Catalog:
     def run_to_join(self, name: str, fingerprint: str) -> Run:
         """The run, for trainers whose dataset has `fingerprint`, where they give one."""
         run = self.run(name)
-        row = self._dataset(self._rows[name].dataset).row
+        row = self._dataset(self._row(name).dataset).row
         if fingerprint and row.fingerprint and fingerprint != row.fingerprint:
             raise Unready(
                 f"dataset {row.name!r} has fingerprint {row.fingerprint!r}; the trainer's is {fingerprint!r}"
@@ -155,7 +192,7 @@ class Catalog:
         return (row.parent, row.parent_step) if row is not None else ("", 0)
 
     def create_run(self, spec: RunSpec, *, exist_ok: bool) -> None:
-        with self._lock:
+        with self._changes.of(("run", spec.name), ("dataset", spec.dataset)):
             known = self._rows.get(spec.name)
             if known is not None:
                 _check_same_run(known, spec, exist_ok)
@@ -169,26 +206,33 @@ class Catalog:
             state, created = log.create(created_event(spec, dataset.size))
             news = news_for(state, dataset, lambda column: self._column(dataset, column))
             self._store.commit([*self._registry.put_run(row), *created, *log.append(news)])
-            self._rows[spec.name] = row
+            with self._lock:
+                self._rows[spec.name] = row
 
     def delete_run(self, name: str) -> None:
-        with self._lock:
-            row = self._rows.get(name)
-            if row is None:
-                raise Missing(f"no run {name!r}")
-            run = self._runs.pop(name, None)
-            if run is not None and not run.remove(30.0):
-                self._runs[name] = run
+        with self._changes.of(("run", name)):
+            row = self._row(name)
+            with self._lock:
+                run = self._runs.get(name)
+            if run is not None and not run.remove():
                 raise Unavailable(f"run {name!r} is busy and was not deleted; try again")
-            self._store.commit(self._registry.delete_run(row))
-            del self._rows[name]
+            with self._lock:
+                # From here on nobody finds it, so nobody starts it again while its records go.
+                del self._rows[name]
+                self._runs.pop(name, None)
+            try:
+                self._store.commit(self._registry.delete_run(row))
+            except StoreError:
+                with self._lock:
+                    self._rows[name] = row
+                raise
 
     def change_policy(
         self, name: str, draw: Mapping[str, Any] | None, weigher: Mapping[str, Any] | None
     ) -> None:
-        with self._lock:
+        with self._changes.of(("dataset", self._row(name).dataset)):
             run = self.run(name)
-            dataset = self._dataset(self._rows[name].dataset)
+            dataset = self._dataset(self._row(name).dataset)
             policy = run.ask(lambda state: changed_policy(state, draw, weigher))
             self._check_policy(policy, dataset, run.info().spec.batch_size)
             run.change_policy(draw, weigher)
@@ -202,10 +246,11 @@ class Catalog:
         weigher: Mapping[str, Any] | None,
     ) -> None:
         _check_name("run", new_name)
-        with self._lock:
+        of = self._row(name).dataset
+        with self._changes.of(("run", new_name), ("dataset", of)):
             if new_name in self._rows:
                 raise Exists(f"run {new_name!r} exists already")
-            dataset = self._dataset(self._rows[name].dataset if name in self._rows else "")
+            dataset = self._dataset(of)
 
             def adopt(state: RunState, parent: RunLog, seq: int) -> None:
                 policy = changed_policy(state, draw, weigher)
@@ -236,7 +281,8 @@ class Catalog:
         log = self._open_log(row)
         self._store.commit(parent.copy_history(log, seq))
         self._store.commit([*self._registry.put_run(row), *log.adopt(created, state)])
-        self._rows[new_name] = row
+        with self._lock:
+            self._rows[new_name] = row
 
     # ---- life ----
 
@@ -253,6 +299,19 @@ class Catalog:
         return not busy
 
     # ---- inside ----
+
+    def _row(self, name: str) -> registry.Run:
+        row = self._rows.get(name)
+        if row is None:
+            raise Missing(f"no run {name!r}")
+        return row
+
+    def _rows_on(self, dataset: str) -> list[registry.Run]:
+        """The runs that use a dataset, by name."""
+        with self._lock:
+            return sorted(
+                (row for row in self._rows.values() if row.dataset == dataset), key=lambda row: row.name
+            )
 
     def _dataset(self, name: str) -> Dataset:
         dataset = self._datasets.get(name)
@@ -278,11 +337,26 @@ class Catalog:
     def _change(self, dataset: Dataset, ops: Sequence[Op]) -> Dataset:
         """Makes `dataset` what it is from now on, and tells its runs."""
         self._store.commit(ops)
-        self._datasets[dataset.row.name] = dataset
-        for row_of_run in list(self._rows.values()):
-            run = self._runs.get(row_of_run.name)
-            if row_of_run.dataset == dataset.row.name and run is not None:
-                run.reconcile()
+        with self._lock:
+            self._datasets[dataset.row.name] = dataset
+        told: dict[str, Future[None]] = {}
+        for row in self._rows_on(dataset.row.name):
+            run = self._runs.get(row.name)
+            if run is not None:
+                with contextlib.suppress(Unavailable):  # it is being deleted
+                    told[row.name] = run.reconcile()
+        deadline = time.monotonic() + _TELL_SECONDS
+        for name, future in told.items():
+            try:
+                future.result(max(0.0, deadline - time.monotonic()))
+            except FutureTimeout:
+                raise Unavailable(
+                    f"dataset {dataset.row.name!r} has changed, but run {name!r} is busy and does not know it yet: "
+                    "it will before it draws from then on; the call may be repeated"
+                ) from None
+            except StoreError as error:
+                # The run reads the disk again before it goes on, and finds the change there.
+                _log.warning("run_told_later", run=name, error=str(error))
         return dataset
 
     def _check_policy(self, policy: Policy, dataset: Dataset, batch_size: int) -> None:
@@ -313,17 +387,19 @@ class Catalog:
             raise Invalid(
                 f"expected no infinite value; got one at position {int(np.flatnonzero(np.isinf(values))[0])}"
             )
-        for row in self._rows.values():
-            if row.dataset == dataset.row.name:
+        for row in self._rows_on(dataset.row.name):
+            try:
                 objection = self.run(row.name).ask(
                     lambda state: state.policy.draw.objection(column, np.nan_to_num(values))
                 )
-                if objection is not None:
-                    raise Invalid(f"run {row.name!r} reads {column!r}: {objection}")
+            except (RecordDamaged, Missing):
+                continue  # Nothing will draw from it.
+            if objection is not None:
+                raise Invalid(f"run {row.name!r} reads {column!r}: {objection}")
 
 
 def _check_name(what: str, name: str) -> None:
-    if not re.match(NAME, name):
+    if not re.fullmatch(NAME, name):
         raise Invalid(
             f"expected a {what} name of 1..128 of the characters A-Z a-z 0-9 . _ -; got {name[:200]!r}"
         )

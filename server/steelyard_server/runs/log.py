@@ -31,7 +31,7 @@ from steelyard_server.history.journal import Journal
 from steelyard_server.history.ops import Op
 from steelyard_server.history.ring import History
 from steelyard_server.history.store import Store
-from steelyard_server.policies.columns import Derived
+from steelyard_server.policies.columns import Derived, parse_derived
 from steelyard_server.runs import snapshot
 from steelyard_server.runs.errors import Unready
 from steelyard_server.runs.retention import worth_keeping
@@ -58,6 +58,8 @@ class RunLog:
 
     def __init__(self, store: Store, run_id: int, history_size: int, *, forked: bool = False) -> None:
         self._forked = forked
+        self.replayed_bytes = 0
+        """What the last load read from the journal: all that no checkpoint has."""
         self.journal = Journal(store, run_id)
         self._checkpoints = Checkpoints(store, run_id)
         self._history = History(store, run_id, history_size)
@@ -99,7 +101,7 @@ class RunLog:
         keep = worth_keeping(checkpoints, floor)
         if not keep:
             return []
-        ops = list(self._checkpoints.prune(keep)) + list(self._history.prune(keep))
+        ops: list[Op] = [self.journal.fence(), *self._checkpoints.prune(keep), *self._history.prune(keep)]
         if any(step <= floor for _, step in checkpoints):
             ops += self.journal.prune(min(keep))
         return ops
@@ -110,6 +112,7 @@ class RunLog:
         state, start, chain = self._base(None)
         for _, event in self.journal.read(start, chain=chain):
             state.apply(event)
+        self.replayed_bytes = self.journal.bytes_from(start)
         return state
 
     # ---- back ----
@@ -133,10 +136,10 @@ class RunLog:
             state.apply(event)
         return Past(state, cut, survivors)
 
-    def rewind(self, past: Past) -> list[Op]:
-        """Cuts the journal where `past` says and appends its survivors, all in these ops."""
+    def rewind(self, past: Past, then: Sequence[Event]) -> list[Op]:
+        """Cuts the journal where `past` says and appends its survivors and the events `then`, all in these ops."""
         return [
-            *self.journal.cut(past.cut, past.survivors),
+            *self.journal.cut(past.cut, [*past.survivors, *then]),
             *self._checkpoints.drop_after(past.cut),
             *self._history.drop_after(past.cut),
         ]
@@ -169,6 +172,8 @@ class RunLog:
 
     def history(self, ids: Ids, unsaved: Sequence[HistoryEntry]) -> list[list[tuple[int, float]]]:
         """The last K (step, loss) of each id, oldest first, with what no checkpoint has yet."""
+        if not self._history.size:
+            return [[] for _ in ids]
         counts, steps, losses = self._history.read(ids)
         rows = _split_rows(counts, steps, losses)
         at = {int(example): number for number, example in enumerate(ids)}
@@ -229,7 +234,10 @@ def _survives(event: Event, step: int) -> bool:
     match event:
         case LossesReported() | SignalsObserved() | StepClosed():
             return event.step < step
-        case DatasetGrown() | IdsRetired() | ColumnSet() | AttemptBegan():
+        case ColumnSet():
+            # A derived column is set where a policy change folds the history into it: with the policy, it goes.
+            return parse_derived(event.name) is None
+        case DatasetGrown() | IdsRetired() | AttemptBegan():
             return True
         case Bookmarked(_, at):
             return at is None or at <= step

@@ -27,24 +27,41 @@ class Mailbox:
         self._tick = tick
         self._tick_seconds = tick_seconds
         self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        # Nothing is queued behind the end: whoever posts learns that it will not be handled.
+        self._lock = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def post(self, message: Message) -> None:
-        """Queues `message`; what it raises is logged. After `close` it is dropped."""
-        if not self._closed:
-            self._messages.put(message)
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def post(self, message: Message) -> bool:
+        """Queues `message`; what it raises is logged. False, and it is dropped, after `close`."""
+        with self._lock:
+            if not self._closed:
+                self._messages.put(message)
+            return not self._closed
 
     def call(self, function: Callable[[], T], timeout: float = 30.0) -> T:
         """Runs `function` on the thread and returns its result, or raises what it raised.
 
         Unavailable when it did not come to its turn, or did not end, within `timeout` seconds.
         """
-        if self._closed:
-            raise Unavailable(f"{self._name} is closed")
+        future = self.ask(function)
+        try:
+            return future.result(timeout)
+        except FutureTimeout:
+            future.cancel()
+            raise Unavailable(
+                f"{self._name} did not answer within {timeout:g} s: it is busy; try again"
+            ) from None
+
+    def ask(self, function: Callable[[], T]) -> Future[T]:
+        """Queues `function`; the future has its result, or what it raised. Unavailable after `close`."""
         future: Future[T] = Future()
 
         def run() -> None:
@@ -55,19 +72,15 @@ class Mailbox:
             except BaseException as error:
                 future.set_exception(error)
 
-        self._messages.put(run)
-        try:
-            return future.result(timeout)
-        except FutureTimeout:
-            future.cancel()
-            raise Unavailable(
-                f"{self._name} did not answer within {timeout:g} s: it is busy; try again"
-            ) from None
+        if not self.post(run):
+            raise Unavailable(f"{self._name} is closed")
+        return future
 
     def close(self, timeout: float) -> bool:
         """Stops after what is queued; False where the thread was still busy after `timeout` seconds."""
-        self._closed = True
-        self._messages.put(None)
+        with self._lock:
+            self._closed = True
+            self._messages.put(None)
         self._thread.join(timeout)
         return not self._thread.is_alive()
 

@@ -10,6 +10,9 @@ from steelyard_server.runs.errors import Exists, Invalid, Superseded, Unready
 from steelyard_server.runs.messages import Join, Outbox
 from steelyard_server.runs.state import Attempts
 
+MAX_CREDIT = 4096
+"""Batches that one trainer may hold or have under way."""
+
 
 @dataclass(slots=True, eq=False)
 class Rank:
@@ -30,10 +33,11 @@ class Rank:
 
 
 class Ranks:
-    """Streams by (rank, replica). Not thread-safe."""
+    """Streams by (rank, replica) and by outbox. Not thread-safe."""
 
     def __init__(self) -> None:
         self._by_seat: dict[tuple[int, int], Rank] = {}
+        self._by_outbox: dict[Outbox, Rank] = {}
 
     def __iter__(self) -> Iterator[Rank]:
         return iter(list(self._by_seat.values()))
@@ -44,15 +48,20 @@ class Ranks:
     def seat(self, rank: Rank) -> Rank | None:
         """Seats `rank`; returns the stream of the same session that it takes over from, if there is one."""
         before = self._by_seat.get((rank.rank, rank.replica))
+        if before is not None:
+            del self._by_outbox[before.outbox]
         self._by_seat[rank.rank, rank.replica] = rank
+        self._by_outbox[rank.outbox] = rank
         return before
 
-    def leave(self, rank: Rank) -> None:
-        if self._by_seat.get((rank.rank, rank.replica)) is rank:
-            del self._by_seat[rank.rank, rank.replica]
+    def of(self, outbox: Outbox) -> Rank | None:
+        """The rank that this stream seats; None once it has left or was taken over from."""
+        return self._by_outbox.get(outbox)
 
-    def holds(self, rank: Rank) -> bool:
-        return self._by_seat.get((rank.rank, rank.replica)) is rank
+    def leave(self, outbox: Outbox) -> None:
+        rank = self._by_outbox.pop(outbox, None)
+        if rank is not None:
+            del self._by_seat[rank.rank, rank.replica]
 
     def check_free(self, join: Join) -> None:
         holder = self._by_seat.get((join.rank, join.replica))
@@ -70,6 +79,13 @@ class Ranks:
         for rank in self:
             rank.outbox.end(error)
         self._by_seat.clear()
+        self._by_outbox.clear()
+
+
+def check_credit(credit: int) -> None:
+    """Invalid above MAX_CREDIT: what waits for a slow trainer must be bounded by what it can hold."""
+    if credit > MAX_CREDIT:
+        raise Invalid(f"expected credit for at most {MAX_CREDIT} batches at a time; got {credit}")
 
 
 def check_join(join: Join) -> None:
@@ -77,6 +93,7 @@ def check_join(join: Join) -> None:
         raise Invalid(
             f"expected 0 <= rank < world_size; got rank {join.rank} of world_size {join.world_size}"
         )
+    check_credit(join.credit)
     if not join.attempt or len(join.attempt) > 256 or not join.session or len(join.session) > 256:
         raise Invalid(
             f"expected an attempt token and a session of 1..256 characters; got {join.attempt!r}, {join.session!r}"
@@ -88,9 +105,14 @@ def check_attempt(join: Join, attempts: Attempts) -> bool:
     if join.attempt not in attempts.tokens:
         return True
     if join.attempt != attempts.current:
+        why = (
+            f"attempt {attempts.current!r} has begun"
+            if attempts.current
+            else "the run was rewound and goes on"
+        )
         raise Superseded(
-            f"attempt {join.attempt!r} is over: attempt {attempts.current!r} has begun at step {attempts.start_step}; "
-            "this trainer belongs to an older launch and must stop"
+            f"attempt {join.attempt!r} is over: {why} at step {attempts.start_step}; this trainer belongs to an older "
+            "launch and must stop"
         )
     if join.world_size != attempts.world_size:
         raise Unready(

@@ -7,7 +7,9 @@ Every event goes the same way: it is judged against the state, applied to it, an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,7 +31,7 @@ from steelyard_server.core.events import (
     StepClosed,
 )
 from steelyard_server.history.errors import RecordDamaged, StoreError
-from steelyard_server.history.ops import Op
+from steelyard_server.history.ops import Op, Put
 from steelyard_server.history.store import Store
 from steelyard_server.log import logger
 from steelyard_server.policies.policy import Policy, PolicyError, parse_policy
@@ -48,13 +50,17 @@ from steelyard_server.runs.messages import (
     Report,
     Slice,
 )
-from steelyard_server.runs.ranks import Rank, Ranks, check_attempt, check_join
+from steelyard_server.runs.ranks import Rank, Ranks, check_attempt, check_credit, check_join
 from steelyard_server.runs.spec import RunSpec
 from steelyard_server.runs.state import HistoryEntry, RunState
 from steelyard_server.runs.stats import RunStats, stats_of
 from steelyard_server.runs.weighing import StepWeights, draw_weight
 
 T = TypeVar("T")
+
+_CALL_SECONDS = 30.0
+_LONG_CALL_SECONDS = 300.0
+"""For calls that read the journal from a checkpoint on."""
 
 _log = logger(__name__)
 
@@ -105,9 +111,10 @@ class Run:
         self._draining = False
         self._state: RunState | None = None
         self._broken: Exception | None = None
-        self._awaited: tuple[int, float] | None = None
+        self._waited_since: dict[int, float] = {}
         self._last_checkpoint = clock()
         self._bytes_since_checkpoint = 0
+        self._rules: dict[int, weigh.Rule] = {}
         self._tally = {"duplicate": 0, "late": 0, "refused": 0}
         self._mailbox = Mailbox(f"run {name!r}", self._tick)
         self._mailbox.start()
@@ -117,7 +124,8 @@ class Run:
 
     def join(self, join: Join, outbox: Outbox) -> None:
         """Seats a rank; answers with Joined, or ends the outbox with what stands against it."""
-        self._mailbox.post(lambda: self._guard(outbox, lambda: self._join(join, outbox)))
+        if not self._mailbox.post(lambda: self._guard(outbox, lambda: self._join(join, outbox))):
+            outbox.end(Unavailable(f"run {self._name!r} is closed; join again"))
 
     def credit(self, outbox: Outbox, batches: int) -> None:
         self._mailbox.post(lambda: self._credit(outbox, batches))
@@ -163,15 +171,16 @@ class Run:
         self._call(lambda: self._delete_bookmark(name))
 
     def rewind(self, to: int | str) -> RunInfo:
-        return self._call(lambda: self._rewind_call(to), timeout=300.0)
+        return self._call(lambda: self._rewind_call(to), _LONG_CALL_SECONDS)
 
     def fork(self, at: int | str, new: Callable[[RunState, RunLog, int], T]) -> T:
         """Calls `new` with the state at `at`, this run's log and the record up to which its history counts."""
-        return self._call(lambda: self._fork(at, new), timeout=300.0)
+        return self._call(lambda: self._fork(at, new), _LONG_CALL_SECONDS)
 
-    def reconcile(self) -> None:
-        """Takes over what the dataset has become; durable on return."""
-        self._call(self._reconcile_now, timeout=300.0)
+    def reconcile(self) -> Future[None]:
+        """Takes over what the dataset has become; durable when the future is done. A run that cannot now, does so
+        when it is loaded again, before it draws."""
+        return self._mailbox.ask(self._reconcile_if_loaded)
 
     def ask(self, question: Callable[[RunState], T]) -> T:
         """The answer of a pure function of the state."""
@@ -180,49 +189,54 @@ class Run:
     # ---- life ----
 
     def drain(self) -> None:
-        """No new batches; what was reported is made durable; streams are told to come back later."""
+        """No new batches; what was reported is made durable and acknowledged; then the streams are told to come back
+        later, and a checkpoint is made."""
         self._mailbox.post(self._drain)
 
-    def close(self, timeout: float, *, checkpoint: bool = True) -> bool:
+    def close(self, timeout: float) -> bool:
         """Stops the run after what is queued; False where it was still busy after `timeout` seconds."""
-        self._mailbox.post(lambda: self._end_streams(Unavailable("the server stops; join again")))
-        if checkpoint:
-            self._mailbox.post(self._checkpoint_if_ready)
         return self._mailbox.close(timeout)
 
-    def remove(self, timeout: float) -> bool:
-        """Ends the streams because the run is deleted, and stops."""
-        self._mailbox.post(lambda: self._end_streams(Missing(f"run {self._name!r} was deleted")))
-        return self._mailbox.close(timeout)
+    def remove(self) -> bool:
+        """Ends the streams because the run is deleted, and stops; False where it is still busy.
+
+        Unavailable, and nothing is changed, where its turn did not come.
+        """
+        if not self._mailbox.closed:
+            self._call(lambda: self._end_streams(Missing(f"run {self._name!r} was deleted")))
+        return self._mailbox.close(_CALL_SECONDS)
 
     # ---- everything below runs on the run's own thread ----
 
-    def _call(self, function: Callable[[], T], timeout: float = 30.0) -> T:
+    def _call(self, function: Callable[[], T], timeout: float = _CALL_SECONDS) -> T:
         return self._mailbox.call(function, timeout)
 
     def _ready(self) -> RunState:
-        if self._broken is not None:
-            raise self._broken
-        if self._state is None:
+        if self._state is None and self._broken is None:
             self._load()
+        if self._broken is not None:
+            raise self._broken.with_traceback(None)
         if self._state is None:
-            raise self._broken or Unavailable(f"run {self._name!r} is not loaded yet; try again")
+            raise Unavailable(f"run {self._name!r} is not loaded yet; try again")
         return self._state
 
     def _load(self) -> None:
-        """Reads the run from disk; where that fails, `_broken` says so to every caller."""
+        """Reads the run from disk. Where that fails for good, `_broken` says so to every caller."""
         try:
             self._log = self._open_log()
+            self._rules.clear()
             self._state = self._log.load()
-            self._broken = None
-            self._last_checkpoint, self._bytes_since_checkpoint = self._clock(), 0
+            self._last_checkpoint, self._bytes_since_checkpoint = self._clock(), self._log.replayed_bytes
             self._reconcile_now()
         except RecordDamaged as damage:
             _log.error("run_damaged", run=self._name, place=damage.place, why=damage.why)
-            self._broken = damage
+            self._broken, self._state = damage, None
         except StoreError as error:
             _log.warning("run_not_loaded", run=self._name, error=str(error))
             self._state = None
+        except Exception as error:
+            _log.exception("run_not_loaded", run=self._name)
+            self._broken, self._state = error, None
 
     def _guard(self, outbox: Outbox, action: Callable[[], None]) -> None:
         """Ends the outbox with whatever `action` raises."""
@@ -235,32 +249,50 @@ class Run:
 
     # -- writing --
 
-    def _write(self, events: Sequence[Event], then: Callable[[], None], extra: Sequence[Op] = ()) -> None:
+    def _write(self, events: Sequence[Event], then: Callable[[], None]) -> None:
         """Applies and journals `events`; `then` runs on the writer's thread once they are durable."""
-        state = self._ready()
-        for event in events:
-            state.apply(event)
-        ops = [*self._log.append(events), *extra]
-        self._bytes_since_checkpoint += sum(len(op.value) for op in ops if hasattr(op, "value"))
-        self._store.write(ops, lambda error: then() if error is None else self._mailbox.post(self._lost))
+        with self._writing() as (state, log):
+            ops = self._apply(state, events)
+
+            def settle(error: BaseException | None) -> None:
+                if error is None:
+                    then()
+                else:
+                    self._mailbox.post(lambda: self._lost(log))
+
+            self._store.write(ops, settle)
 
     def _write_and_wait(self, events: Sequence[Event]) -> None:
         """Applies and journals `events`; durable on return."""
-        state = self._ready()
-        for event in events:
-            state.apply(event)
-        self._commit(self._log.append(events))
+        with self._writing() as (state, _):
+            self._store.commit(self._apply(state, events))
 
     def _commit(self, ops: Sequence[Op]) -> None:
+        """Writes `ops` behind everything written before; on return they are durable, and so is all of that."""
+        with self._writing() as (_, log):
+            self._store.commit([log.journal.fence(), *ops])
+
+    def _apply(self, state: RunState, events: Sequence[Event]) -> list[Op]:
+        for event in events:
+            state.apply(event)
+        ops = self._log.append(events)
+        self._bytes_since_checkpoint += sum(len(op.value) for op in ops if isinstance(op, Put))
+        return ops
+
+    @contextmanager
+    def _writing(self) -> Iterator[tuple[RunState, RunLog]]:
+        """Whatever goes wrong between applying events and handing them to the store, the disk is right."""
+        state, log = self._ready(), self._log
         try:
-            self._store.commit(ops)
-        except StoreError:
-            self._lost()
+            yield state, log
+        except Exception:
+            self._lost(log)
             raise
 
-    def _lost(self) -> None:
-        """A write failed: what is in memory may not be on disk. Forgets it and reads the disk when next asked."""
-        if self._state is not None:
+    def _lost(self, written: RunLog) -> None:
+        """A write of `written` failed: what is in memory may not be on disk. Forgets it and reads the disk when next
+        asked. Nothing, where that has been done already."""
+        if self._state is not None and written is self._log:
             _log.warning("run_reloads", run=self._name)
             self._state = None
             self._undurable.clear()
@@ -269,7 +301,7 @@ class Run:
     def _end_streams(self, error: Exception | None) -> None:
         self._ranks.end_all(error)
         self._weights.forget_waiters()
-        self._awaited = None
+        self._waited_since.clear()
 
     # -- the stream --
 
@@ -313,9 +345,11 @@ class Run:
                 f"attempt {join.attempt!r} has begun at step {start}; this trainer belongs to an older launch"
             )
         )
+        began = AttemptBegan(join.attempt, join.world_size, start)
         if self._left_a_trace(start):
-            self._rewind(start)
-        self._write_and_wait([AttemptBegan(join.attempt, join.world_size, start)])
+            self._rewind(start, began, policy=state.policy)
+        else:
+            self._write_and_wait([began])
 
     def _left_a_trace(self, start: int) -> bool:
         """Whether the run differs from one that never went past `start`; batches drawn ahead alone do not count."""
@@ -338,28 +372,45 @@ class Run:
                     f"{state.next_step}, the next step to draw; got {join.resume_step}"
                 )
             return join.resume_step
-        return state.first_unreported(rank.slice_of, state.attempts.start_step)
-
-    def _rank_of(self, outbox: Outbox) -> Rank | None:
-        return next((rank for rank in self._ranks if rank.outbox is outbox), None)
+        return state.first_unreported(rank.slice_of, max(state.attempts.start_step, state.closed_steps))
 
     def _credit(self, outbox: Outbox, batches: int) -> None:
-        rank = self._rank_of(outbox)
+        rank = self._ranks.of(outbox)
         if rank is not None:
-            rank.credit += batches
-            self._guard(outbox, self._pump)
+            self._guard(outbox, lambda: self._grant(rank, batches))
+
+    def _grant(self, rank: Rank, batches: int) -> None:
+        check_credit(rank.credit + batches)
+        rank.credit += batches
+        self._pump()
 
     def _leave(self, outbox: Outbox) -> None:
-        rank = self._rank_of(outbox)
-        if rank is not None:
-            self._ranks.leave(rank)
-        outbox.end(None)
+        """Frees the seat; the stream ends behind the acknowledgements of what it reported."""
+        if self._ranks.of(outbox) is None:
+            outbox.end(None)
+            return
+        self._ranks.leave(outbox)
+        self._guard(outbox, lambda: self._write([], lambda: outbox.end(None)))
 
     def _pump(self) -> None:
-        """Sends batches wherever there is credit, drawing what is not drawn yet."""
-        for rank in self._ranks:
-            while rank.credit > 0 and self._serve(rank):
-                pass
+        """Sends batches wherever there is credit, drawing what is not drawn yet.
+
+        One batch a rank in turn, so that a rank with much credit does not keep the others waiting.
+        """
+        hungry = [rank for rank in self._ranks if rank.credit > 0]
+        while hungry:
+            hungry = [rank for rank in hungry if self._serve_guarded(rank) and rank.credit > 0]
+
+    def _serve_guarded(self, rank: Rank) -> bool:
+        """As _serve; what stands against it ends this rank's stream, and only this one."""
+        if self._ranks.of(rank.outbox) is not rank:
+            return False
+        try:
+            return self._serve(rank)
+        except (RunError, RecordDamaged) as error:
+            self._ranks.leave(rank.outbox)
+            rank.outbox.end(error)
+            return False
 
     def _serve(self, rank: Rank) -> bool:
         state = self._ready()
@@ -383,11 +434,10 @@ class Run:
     def _slice(self, rank: Rank, drawn: BatchDrawn) -> Slice:
         state = self._ready()
         offset, count = rank.slice_of(len(drawn.ids))
-        rule_since = next(since for since, _ in reversed(state.weighers) if since <= drawn.step)
+        rule_since = self._rule_since(drawn.step)
         changed = rule_since != rank.weigher_step
         rank.weigher_step = rule_since
-        rule = weigh.parse(state.weigher_of(drawn.step))
-        weight = draw_weight(rule, drawn)
+        weight = draw_weight(self._rule_of(drawn.step), drawn)
         return Slice(
             drawn,
             offset,
@@ -397,17 +447,22 @@ class Run:
             {"draw": state.spec.draw, "weigh": state.weigher_of(drawn.step)} if changed else None,
         )
 
+    def _rule_since(self, step: int) -> int:
+        """The step since when the rule of `step` has been in force."""
+        since: int = next(since for since, _ in reversed(self._ready().weighers) if since <= step)
+        return since
+
+    def _rule_of(self, step: int) -> weigh.Rule:
+        since = self._rule_since(step)
+        if since not in self._rules:
+            self._rules[since] = weigh.parse(self._ready().weigher_of(step))
+        return self._rules[since]
+
     def _draw(self) -> bool:
         """Draws the next batch if it may be drawn now."""
         state = self._ready()
-        if self._draining:
+        if self._draining or state.awaited_step() is not None:
             return False
-        awaited = state.awaited_step()
-        if awaited is not None:
-            if self._awaited is None or self._awaited[0] != awaited:
-                self._awaited = (awaited, self._clock())
-            return False
-        self._awaited = None
         try:
             event = state.draw()
         except ValueError as error:
@@ -420,8 +475,7 @@ class Run:
         return True
 
     def _report(self, outbox: Outbox, report: Report) -> None:
-        rank = self._rank_of(outbox)
-        if rank is None:
+        if self._ranks.of(outbox) is None:
             return
         try:
             disposition = reports.judge(self._ready(), report, self._digest_of)
@@ -443,7 +497,7 @@ class Run:
             self._tally[disposition.name.lower()] += 1
         # Also what changes nothing is answered in turn: the report that it repeats must be durable first.
         self._write(events, lambda: outbox.send(answer))
-        if report.want_weights:
+        if report.want_weights and report.step in self._ready().steps:
             self._weights.ask(report.step, report.offset, report.count, outbox)
         self._send_weights(report.step)
         self._pump()
@@ -452,8 +506,7 @@ class Run:
         state = self._ready()
         record = state.steps.get(step)
         if record is not None and record.closed:
-            rule = weigh.parse(state.weigher_of(step))
-            for outbox, message in self._weights.answers(rule, record):
+            for outbox, message in self._weights.answers(self._rule_of(step), record):
                 outbox.send(message)
 
     def _digest_of(self, step: int) -> int | None:
@@ -498,13 +551,16 @@ class Run:
     def _read_batch(self, step: int) -> Slice:
         state = self._ready()
         record = state.steps.get(step)
+        pending = self._undurable.get(step)
+        if pending is not None and not pending.reached:
+            self._commit([])
         drawn = record.drawn if record else self._log.journal.drawn(step)
         if drawn is None:
             raise Missing(
                 f"run {self._name!r} holds no batch of step {step}: the steps {self._log.oldest_step()}.."
                 f"{state.next_step - 1} are retained"
             )
-        rule = weigh.parse(state.weigher_of(step))
+        rule = self._rule_of(step)
         weight = draw_weight(rule, drawn)
         if record is not None and record.closed and rule.reads == "losses":
             weight = self._weights.of(rule, record)
@@ -512,7 +568,10 @@ class Run:
 
     def _observe(self, step: int, ids: Ids, signals: Mapping[str, Float32s]) -> None:
         state = self._ready()
-        reports.check_signals({**signals, "ids": np.empty(len(ids), np.float32)}, "the observation")
+        reports.check_signals(signals, "the observation")
+        count = len(next(iter(signals.values())))
+        if count != len(ids):
+            raise Invalid(f"expected one value for each of {len(ids)} ids in the observation; got {count}")
         self._check_ids(ids)
         reports.check_values(state, signals, "the observation")
         self._write_and_wait([SignalsObserved(step, ids, signals)])
@@ -535,6 +594,7 @@ class Run:
             self._commit([])
             events = policy_events(state, policy, self._log, None)
             self._write_and_wait(events)
+            self._rules.clear()
             self._reconcile_now()
             self._pump()
         return self._info()
@@ -581,15 +641,24 @@ class Run:
         self._end_streams(
             Superseded(f"run {self._name!r} was rewound to step {step}; this trainer must stop")
         )
-        self._rewind(step)
+        # The attempt is over: a trainer of it that comes back would go on from a state that is undone.
+        self._rewind(step, AttemptBegan("", 0, step))
         return self._info()
 
-    def _rewind(self, step: int) -> None:
+    def _rewind(self, step: int, then: AttemptBegan, *, policy: Policy | None = None) -> None:
+        """Takes the run back to `step` and goes on with `then`, and with `policy` where one is given, else with that
+        of then. All of it is durable, or nothing."""
         self._commit([])
         past = self._log.past(step)
-        self._commit(self._log.rewind(past))
+        events: list[Event] = [then]
+        if policy is not None and policy.canonical() != past.state.policy.canonical():
+            events += policy_events(past.state, policy, self._log, past.cut)
+        for event in events:
+            past.state.apply(event)
+        self._commit(self._log.rewind(past, events))
         self._state = past.state
         self._undurable.clear()
+        self._rules.clear()
         self._weights = StepWeights()
         self._reconcile_now()
         _log.info("run_rewound", run=self._name, step=step)
@@ -599,6 +668,11 @@ class Run:
         self._commit([])
         past = self._log.past(step)
         return new(past.state, self._log, past.cut)
+
+    def _reconcile_if_loaded(self) -> None:
+        if self._state is not None:
+            self._reconcile_now()
+            self._pump()
 
     def _reconcile_now(self) -> None:
         events = self._reconcile(self._ready())
@@ -625,19 +699,22 @@ class Run:
             self._checkpoint()
 
     def _close_overdue(self) -> None:
-        """Closes the step that a draw has waited for too long. While every rank of the attempt is connected, its
-        reports may still come (an evaluation can take long), and nothing is closed."""
-        state = self._ready()
-        if self._awaited is None or self._ranks.all_connected(state.attempts.world_size):
+        """Closes the steps that a draw, or a trainer that asked for weights, has waited for too long. While every rank
+        of the attempt is connected, their reports may still come (an evaluation can take long), and nothing is closed.
+        """
+        state, now = self._ready(), self._clock()
+        if self._draining or not len(self._ranks) or self._ranks.all_connected(state.attempts.world_size):
+            self._waited_since.clear()
             return
-        step, since = self._awaited
-        if self._clock() - since > state.spec.report_timeout:
-            _log.warning("step_closed", run=self._name, step=step, reason="timeout")
-            self._close_step(step, "timeout")
-
-    def _checkpoint_if_ready(self) -> None:
-        if self._state is not None and self._bytes_since_checkpoint:
-            self._checkpoint()
+        waits = self._weights.awaited_steps()
+        awaited = state.awaited_step()
+        if awaited is not None and any(r.credit > 0 and r.cursor == state.next_step for r in self._ranks):
+            waits.add(awaited)
+        self._waited_since = {step: self._waited_since.get(step, now) for step in waits}
+        for step, since in sorted(self._waited_since.items()):
+            if now - since > state.spec.report_timeout:
+                _log.warning("step_closed", run=self._name, step=step, reason="timeout")
+                self._close_step(step, "timeout")
 
     def _checkpoint(self) -> None:
         state = self._ready()
@@ -647,6 +724,13 @@ class Run:
 
     def _drain(self) -> None:
         self._draining = True
+        try:
+            if self._state is not None:
+                self._commit([])
+                if self._bytes_since_checkpoint:
+                    self._checkpoint()
+        finally:
+            self._end_streams(Unavailable("the server stops; join again"))
 
 
 def changed_policy(

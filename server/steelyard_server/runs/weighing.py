@@ -39,6 +39,10 @@ class StepWeights:
     def ask(self, step: int, offset: int, count: int, outbox: Outbox) -> None:
         self._waiting.setdefault(step, []).append((offset, count, outbox))
 
+    def awaited_steps(self) -> set[int]:
+        """The steps whose weights a trainer waits for."""
+        return set(self._waiting)
+
     def forget_waiters(self) -> None:
         self._waiting.clear()
 

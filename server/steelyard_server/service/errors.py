@@ -21,6 +21,9 @@ from steelyard_server.runs.errors import (
     Unready,
 )
 
+_MAX_MESSAGE = 2000
+"""Characters: a status travels in the trailers, which peers bound at a few KiB."""
+
 _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (Invalid, grpc.StatusCode.INVALID_ARGUMENT),
     (PolicyError, grpc.StatusCode.INVALID_ARGUMENT),
@@ -42,6 +45,7 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     """The status and message for `error`. What is in no row is a bug: it is logged and answered INTERNAL."""
     for kind, code in _CODES:
         if isinstance(error, kind):
-            return code, str(error)
+            text = str(error)
+            return code, text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}..."
     _log.error("unexpected_error", exc_info=error)
     return grpc.StatusCode.INTERNAL, f"unexpected {type(error).__name__}; the server's log has the details"

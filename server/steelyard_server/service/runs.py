@@ -26,7 +26,7 @@ class RunService:
         return pb.GetRunResponse(run=self._run(request.name))
 
     def ListRuns(self, request: pb.ListRunsRequest) -> pb.ListRunsResponse:
-        return pb.ListRunsResponse(runs=[self._run(name) for name in self._catalog.run_names()])
+        return pb.ListRunsResponse(runs=[convert.run(*run) for run in self._catalog.list_runs()])
 
     def DeleteRun(self, request: pb.DeleteRunRequest) -> pb.DeleteRunResponse:
         self._catalog.delete_run(request.name)
@@ -44,8 +44,10 @@ class RunService:
         if len(ids) > MAX_HISTORY_IDS:
             raise Invalid(f"expected at most {MAX_HISTORY_IDS} ids; got {len(ids)}")
         rows = self._catalog.run(request.name).history(ids)
+        counts = np.array([len(row) for row in rows], np.uint32)
+        self._check_fits(4 * len(rows) + 12 * int(counts.sum()), f"the history of {len(rows)} ids")
         return pb.GetHistoryResponse(
-            counts=wire.pack(np.array([len(row) for row in rows], np.uint32)),
+            counts=wire.pack(counts),
             steps=wire.pack(np.array([step for row in rows for step, _ in row], np.uint64)),
             losses=wire.pack(np.array([loss for row in rows for _, loss in row], np.float32)),
         )
@@ -53,11 +55,7 @@ class RunService:
     def GetColumn(self, request: pb.GetColumnRequest) -> pb.GetColumnResponse:
         ids = convert.ids_of(request.ids) if request.HasField("ids") else None
         values = self._catalog.run(request.name).column(request.column, ids)
-        if values.nbytes > self._catalog.max_message_bytes - 1024:
-            raise Exhausted(
-                f"{len(values)} values do not fit into a message of {self._catalog.max_message_bytes} bytes; "
-                "ask for fewer ids at a time"
-            )
+        self._check_fits(values.nbytes, f"the column of {len(values)} ids")
         return pb.GetColumnResponse(values=wire.pack(values, np.float32))
 
     def Observe(self, request: pb.ObserveRequest) -> pb.ObserveResponse:
@@ -90,6 +88,13 @@ class RunService:
 
     def GetBatch(self, request: pb.GetBatchRequest) -> pb.GetBatchResponse:
         return convert.batch(self._catalog.run(request.name).batch(request.step))
+
+    def _check_fits(self, size: int, what: str) -> None:
+        limit = self._catalog.max_message_bytes
+        if size > limit - 1024:
+            raise Exhausted(
+                f"{what} does not fit into a message of {limit} bytes; ask for fewer ids at a time"
+            )
 
     def _run(self, name: str) -> pb.Run:
         return convert.run(self._catalog.run(name).info(), self._catalog.parent_of(name))

@@ -7,7 +7,6 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
 from typing import Any
 
 import grpc
@@ -16,10 +15,13 @@ from steelyard.v1 import trainer_pb2 as pb
 from steelyard.v1 import trainer_pb2_grpc
 from steelyard_server.runs.catalog import Catalog
 from steelyard_server.runs.errors import Invalid
-from steelyard_server.runs.messages import Outgoing
+from steelyard_server.runs.messages import Acknowledgement, Outgoing, Refusal
 from steelyard_server.runs.run import Run
 from steelyard_server.service import convert
 from steelyard_server.service.errors import status_of
+
+MAX_UNANSWERED = 1024
+"""Reports of one stream that may be under way, as long as they are small."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -73,37 +75,66 @@ class StreamOutbox:
             self._loop.call_soon_threadsafe(self._ready.set)
 
 
-class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
-    """Thin: the run judges, this converts. `executor` runs what may wait for the disk."""
+class ReportWindow:
+    """Bounds the reports of one stream that are read and not answered: a trainer that sends faster than they become
+    durable, or does not read its answers, is not read from. For the event loop."""
 
-    def __init__(self, catalog: Catalog, executor: Executor) -> None:
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._sizes: deque[int] = deque()
+        self._bytes = 0
+        self._room = asyncio.Event()
+
+    async def enter(self, size: int) -> None:
+        """Waits until one report more may be under way. One is always."""
+        while self._sizes and (self._bytes + size > self._max_bytes or len(self._sizes) >= MAX_UNANSWERED):
+            self._room.clear()
+            await self._room.wait()
+        self._sizes.append(size)
+        self._bytes += size
+
+    def answered(self, reports: int) -> None:
+        for _ in range(reports):
+            self._bytes -= self._sizes.popleft()
+        self._room.set()
+
+
+class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
+    """Thin: the run judges, this converts."""
+
+    def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._executor = executor
 
     async def Train(
         self, requests: AsyncIterator[pb.TrainRequest], context: Context
     ) -> AsyncIterator[pb.TrainResponse]:
         outbox = StreamOutbox(asyncio.get_running_loop())
-        reader = asyncio.create_task(self._read(requests, outbox))
+        window = ReportWindow(2 * self._catalog.max_message_bytes)
+        reader = asyncio.create_task(self._read(requests, outbox, window))
         try:
             async for gathered in outbox.gathered():
                 for response in convert.responses(gathered):
                     yield response
+                window.answered(sum(isinstance(one, Acknowledgement | Refusal) for one in gathered))
         finally:
             reader.cancel()
             outbox.end(None)
         if outbox.error is not None:
             await context.abort(*status_of(outbox.error))
 
-    async def _read(self, requests: AsyncIterator[pb.TrainRequest], outbox: StreamOutbox) -> None:
+    async def _read(
+        self, requests: AsyncIterator[pb.TrainRequest], outbox: StreamOutbox, window: ReportWindow
+    ) -> None:
         run: Run | None = None
         try:
             async for request in requests:
                 for message in request.messages:
                     if run is None:
-                        run = await self._join(message, outbox)
-                    else:
-                        _pass_on(run, message, outbox)
+                        run = self._join(message, outbox)
+                        continue
+                    if message.HasField("report"):
+                        await window.enter(message.ByteSize())
+                    _pass_on(run, message, outbox)
         except Exception as error:
             outbox.end(error)
         finally:
@@ -112,14 +143,11 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
             else:
                 outbox.end(None)
 
-    async def _join(self, message: pb.TrainerMessage, outbox: StreamOutbox) -> Run:
+    def _join(self, message: pb.TrainerMessage, outbox: StreamOutbox) -> Run:
         if message.WhichOneof("message") != "join":
             raise Invalid(f"expected Join as the first message; got {message.WhichOneof('message')}")
         join = message.join
-        loop = asyncio.get_running_loop()
-        run = await loop.run_in_executor(
-            self._executor, self._catalog.run_to_join, join.run, join.fingerprint
-        )
+        run = self._catalog.run_to_join(join.run, join.fingerprint)
         run.join(convert.join(join), outbox)
         return run
 
@@ -129,6 +157,8 @@ def _pass_on(run: Run, message: pb.TrainerMessage, outbox: StreamOutbox) -> None
         case "report":
             run.report(outbox, convert.report(message.report))
         case "credit":
+            if not message.credit.batches:
+                raise Invalid("expected credit for at least 1 batch; got 0")
             run.credit(outbox, message.credit.batches)
         case "leave":
             run.leave(outbox)
