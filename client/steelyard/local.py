@@ -10,7 +10,7 @@ from steelyard.errors import FailedPrecondition, InvalidArgument
 
 if TYPE_CHECKING:
     from steelyard.client import Client
-    from steelyard_server.config import Settings
+    from steelyard_server.server import Server
 
 
 def local(directory: str | os.PathLike[str], **settings: Any) -> Client:
@@ -27,6 +27,7 @@ def local(directory: str | os.PathLike[str], **settings: Any) -> Client:
         from pydantic import ValidationError
 
         from steelyard_server.config import Settings
+        from steelyard_server.server import Server
     except ImportError as error:
         raise FailedPrecondition(
             f"steelyard.local needs the server's packages ({error}); install them with: pip install 'steelyard[server]'"
@@ -35,22 +36,20 @@ def local(directory: str | os.PathLike[str], **settings: Any) -> Client:
         checked = Settings(data_dir=directory, **{"listen": "127.0.0.1:0", **settings})  # type: ignore[arg-type]
     except ValidationError as error:
         raise InvalidArgument(f"steelyard.local({os.fspath(directory)!r}): {error}") from error
-    return _start(checked)
+    return _client_of(Server(checked), directory)
 
 
-def _start(settings: Settings) -> Client:
-    """A client that owns a running server."""
+def _client_of(server: Server, directory: str | os.PathLike[str]) -> Client:
+    """Starts the server and returns a client that owns it."""
     from steelyard import forking
     from steelyard.client import Client
     from steelyard_server.history.errors import StoreError
-    from steelyard_server.server import Server
 
     forking.claim("a server in this process")
-    server = Server(settings)
     try:
         server.start()
     except (StoreError, OSError) as error:
-        raise FailedPrecondition(f"no server on {str(settings.data_dir)!r}: {error}") from error
+        raise FailedPrecondition(f"no server on {os.fspath(directory)!r}: {error}") from error
     forking.keep(server)
     client = Client(server.address)
     owner = os.getpid()

@@ -1,0 +1,88 @@
+"""Servers that tests and notebooks start themselves."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import steelyard
+from steelyard.testing import ServerProcess
+
+
+def test_a_local_server_keeps_its_data_from_one_time_to_the_next(tmp_path):
+    with steelyard.local(tmp_path / "data") as client:
+        client.create_dataset("d", 10)
+        other = pickle.loads(pickle.dumps(client))
+        assert other.dataset("d").size == 10
+        other.close()
+        assert client.dataset("d").size == 10
+    with steelyard.local(tmp_path / "data") as client:
+        assert client.dataset("d").size == 10
+
+
+def test_a_directory_has_one_server(tmp_path):
+    with steelyard.local(tmp_path), pytest.raises(steelyard.FailedPrecondition, match=str(tmp_path)):
+        steelyard.local(tmp_path)
+
+
+def test_settings_are_the_servers_and_wrong_ones_are_refused(tmp_path):
+    with pytest.raises(steelyard.InvalidArgument, match="durabilty"):
+        steelyard.local(tmp_path, durabilty="sync")
+    with pytest.raises(steelyard.InvalidArgument, match="durability"):
+        steelyard.local(tmp_path, durability="never")
+    with steelyard.local(tmp_path, durability="interval") as client:
+        assert client.list_runs() == []
+
+
+def test_the_server_stops_with_the_interpreter(tmp_path):
+    source = (
+        "import sys, steelyard\n"
+        "client = steelyard.local(sys.argv[1])\n"
+        "client.create_dataset('d', 10)\n"
+        "session = client.create_run('r', dataset='d', batch_size=2).join()\n"
+        "session.next()\n"
+    )
+    subprocess.run([sys.executable, "-c", source, str(tmp_path)], check=True, timeout=60)
+    with steelyard.local(tmp_path) as client:
+        assert client.run("r").info().batch_size == 2
+
+
+def test_a_missing_server_package_is_named_with_what_to_install(tmp_path):
+    source = (
+        "import sys; sys.modules['lmdb'] = None\n"
+        "import steelyard\n"
+        "try:\n"
+        "    steelyard.local(sys.argv[1])\n"
+        "except steelyard.FailedPrecondition as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-c", source, str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "lmdb" in said
+    assert "pip install 'steelyard[server]'" in said
+
+
+def test_a_server_process_is_killed_and_started_again_on_the_same_port(tmp_path):
+    with ServerProcess(tmp_path) as process:
+        client, pid = process.client(), process.pid
+        client.create_dataset("d", 10)
+        process.kill()
+        with pytest.raises(steelyard.FailedPrecondition, match="not running"):
+            process.terminate()
+        process.start()
+        with pytest.raises(steelyard.FailedPrecondition, match="running already"):
+            process.start()
+        assert process.pid != pid
+        assert client.dataset("d").size == 10
+        assert process.terminate() == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, signal.SIG_DFL)
+
+
+def test_a_server_process_that_cannot_start_shows_what_it_wrote(tmp_path):
+    process = ServerProcess(tmp_path, durability="never")
+    with pytest.raises(steelyard.Unavailable, match="(?s)ended with status .* it wrote:.*never"):
+        process.start()
