@@ -1,0 +1,125 @@
+"""The sampling core by itself: draws and updates of the tree, the keyed permutation, what others take for the same."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from steelyard_server.core import tree as tree_module
+from steelyard_server.core.permutation import permute
+from steelyard_server.core.random import Purpose, bits
+from steelyard_server.core.sampling import Sampling, law_for, sample
+from steelyard_server.core.tree import Law, MassTree
+from tests.benchmarks.measure import Options, Series, Table, in_turns, seconds_a_call
+
+BATCH = 1024
+_FLOOR = 0.05
+_TORCH_LIMIT = 2**24
+"""torch.multinomial takes no more categories."""
+
+
+def measure(options: Options) -> Iterator[Table]:
+    sizes = [10_000] if options.quick else [10_000, 1_000_000, 10_000_000]
+    for size in [*sizes, 100_000_000] if options.large else sizes:
+        yield _tree(options, size)
+    yield _fan_out(options, 10_000 if options.quick else 1_000_000)
+
+
+def _tree(options: Options, size: int) -> Table:
+    rng = np.random.default_rng(1)
+    weights = rng.lognormal(size=size).astype(np.float32)
+    leaves = np.maximum(weights * 2.0**20, 1).astype(np.uint32)
+    tree = MassTree(leaves)
+    law = law_for(tree, unseen=0, floor=_FLOOR)
+    ids = rng.choice(size, BATCH, replace=False)
+    changes = [(ids, leaves[ids]), (ids, leaves[ids] // 2 + 1)]
+    index = rng.integers(0, size, BATCH, dtype=np.uint64)
+    step = iter(range(2**62))
+
+    def draw(mode: Sampling) -> Callable[[], object]:
+        def one() -> object:
+            at = next(step)
+            draws, order = bits(1, Purpose.DRAW, at), bits(1, Purpose.ORDER, at)
+            return sample(tree, law, BATCH, mode, draws, order)
+
+        return one
+
+    def sums_and_search() -> object:
+        ends = np.cumsum(weights, dtype=np.float64)
+        return np.searchsorted(ends, rng.random(BATCH) * ends[-1], side="right")
+
+    ready = np.cumsum(weights, dtype=np.float64)
+    cases: dict[str, Callable[[], object]] = {
+        "numpy: cumsum, searchsorted": sums_and_search,
+        "numpy: searchsorted on ready sums": lambda: np.searchsorted(ready, rng.random(BATCH) * ready[-1]),
+        **_torch_cases(weights),
+        **{f"draw {mode.value}": draw(mode) for mode in Sampling},
+        "set": lambda: tree.set(*changes[next(step) % 2]),
+        "permute": lambda: permute(index, size, key=1, tweak=2),
+    }
+    reference = next(iter(cases))
+    timers = {name: _timer(action) for name, action in cases.items()}
+    found = in_turns(options.repeats, timers)
+    series = [
+        Series(name, "ms", values, reference if name.startswith(("draw", "torch")) else None)
+        for name, values in found.items()
+    ]
+    bytes_an_id = round(tree.nbytes / size, 2)
+    return Table(
+        "core: tree", series, {"ids": size, "batch": BATCH, "floor": _FLOOR, "bytes/id": bytes_an_id}
+    )
+
+
+def _torch_cases(weights: np.ndarray) -> dict[str, Callable[[], object]]:
+    """On as many threads as torch takes by itself."""
+    if importlib.util.find_spec("torch") is None or weights.size > _TORCH_LIMIT:
+        return {}
+    import torch
+
+    tensor = torch.from_numpy(weights)
+    return {
+        "torch.multinomial, replacement": lambda: torch.multinomial(tensor, BATCH, replacement=True),
+        "torch.multinomial, distinct": lambda: torch.multinomial(tensor, BATCH, replacement=False),
+    }
+
+
+def _fan_out(options: Options, size: int) -> Table:
+    rng = np.random.default_rng(2)
+    leaves = rng.integers(1, 2**20, size, dtype=np.uint32)
+    ids = rng.choice(size, BATCH, replace=False)
+    cases: dict[str, Callable[[], float]] = {}
+    for shift in (5, 4, 6):
+        module = _tree_of(shift)
+        tree: Any = module.MassTree(leaves)
+        law: Law = module.Law()
+        targets = rng.integers(0, tree.total(law), BATCH, dtype=np.uint64)
+        cases[f"find, {1 << shift}"] = _timer(partial(tree.find, targets, law))
+        cases[f"set, {1 << shift}"] = _timer(partial(tree.set, ids, leaves[ids]))
+    found = in_turns(options.repeats, cases)
+    series = [Series(name, "ms", values, f"{name.split(',')[0]}, 32") for name, values in found.items()]
+    return Table("core: fan-out of the tree", series, {"ids": size, "batch": BATCH})
+
+
+def _timer(action: Callable[[], object]) -> Callable[[], float]:
+    return lambda: 1e3 * seconds_a_call(action)
+
+
+def _tree_of(shift: int) -> ModuleType:
+    """The tree's module with a fan-out of 2**shift: its source with one constant replaced."""
+    source = Path(str(tree_module.__file__)).read_text(encoding="utf-8")
+    line = f"\n_SHIFT = {tree_module.FANOUT.bit_length() - 1}\n"
+    if source.count(line) != 1:
+        raise RuntimeError(
+            f"expected {line.strip()!r} once in {tree_module.__file__}, got {source.count(line)}"
+        )
+    module = ModuleType(f"tree_of_{1 << shift}")
+    sys.modules[module.__name__] = module
+    exec(compile(source.replace(line, f"\n_SHIFT = {shift}\n"), module.__name__, "exec"), module.__dict__)
+    return module
