@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 
 from tests.benchmarks.measure import Options, Series, Table, in_turns, quantile
 from tests.benchmarks.processes import Load, Program, load
@@ -23,20 +24,32 @@ _SERVERS = {
 
 def measure(options: Options) -> Iterator[Table]:
     sorts = bare.sorts_in(_WORK_SECONDS)
-    yield _table(options, sorts, streams=1, processes=1)
-    yield _table(options, sorts, streams=4 if options.quick else 64, processes=2)
+    with ExitStack() as stack:
+        servers: dict[str, tuple[Program, int]] = {}
+        for name, (edge, answers) in _SERVERS.items():
+            arguments = ("--stack", edge, "--sorts", sorts, "--answers", *answers)
+            server = stack.enter_context(Program("bare_server", *arguments, life=500))
+            servers[name] = (server, server.read()["port"])
+        sizes = {"credit": _CREDIT, "sorts a report": sorts}
+        yield _table(options, servers, sizes, streams=1, processes=1)
+        yield _table(options, servers, sizes, streams=4 if options.quick else 64, processes=2)
 
 
-def _table(options: Options, sorts: int, streams: int, processes: int) -> Table:
+def _table(
+    options: Options,
+    servers: dict[str, tuple[Program, int]],
+    sizes: Mapping[str, object],
+    streams: int,
+    processes: int,
+) -> Table:
     seconds = 0.3 if options.quick else 2.0
     loads: dict[str, list[Load]] = {name: [] for name in _SERVERS}
 
     def turn(name: str) -> float:
-        stack, answers = _SERVERS[name]
-        with Program("bare_server", "--stack", stack, "--sorts", sorts, "--answers", *answers) as server:
-            ends = ("--port", server.read()["port"], "--method", bare.PIPELINE)
-            size = ("--streams", streams // processes, "--credit", _CREDIT, "--report", _REPORT)
-            loads[name].append(load(server.pid, [("bare_client", (*ends, *size))] * processes, seconds))
+        server, port = servers[name]
+        ends = ("--port", port, "--method", bare.PIPELINE)
+        size = ("--streams", streams // processes, "--credit", _CREDIT, "--report", _REPORT)
+        loads[name].append(load(server.pid, [("bare_client", (*ends, *size))] * processes, seconds))
         return loads[name][-1].steps
 
     def case(name: str) -> Callable[[], float]:
@@ -60,7 +73,7 @@ def _table(options: Options, sorts: int, streams: int, processes: int) -> Table:
         for what, (unit, value) in measures.items()
         for name in found
     ]
-    sizes = {"streams": streams, "client processes": processes, "credit": _CREDIT, "sorts a report": sorts}
+    sizes = {"streams": streams, "client processes": processes, **sizes}
     return Table("edge: a report through an actor and a writer", series, sizes)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-import steelyard
 from steelyard import wire
 from steelyard.testing import ServerProcess
 from steelyard.v1 import arrays_pb2
@@ -22,8 +21,11 @@ STALENESS = 16
 
 
 def measure(options: Options) -> Iterator[Table]:
-    yield _table(options, ranks=1, processes=1)
-    yield _table(options, ranks=4 if options.quick else 64, processes=2)
+    size = 10_000 if options.quick else 1_000_000
+    with ServerProcess(options.scratch / "wire", durability="sync") as server:
+        server.client().create_dataset("d", size)
+        yield _table(options, server, size, ranks=1, processes=1)
+        yield _table(options, server, size, ranks=4 if options.quick else 64, processes=2)
 
 
 def message_sizes(count: int, size: int) -> tuple[int, int]:
@@ -46,75 +48,39 @@ def message_sizes(count: int, size: int) -> tuple[int, int]:
     return request.ByteSize(), response.ByteSize()
 
 
-def _table(options: Options, ranks: int, processes: int) -> Table:
-    size = 10_000 if options.quick else 1_000_000
+def _table(options: Options, server: ServerProcess, size: int, ranks: int, processes: int) -> Table:
     seconds = 0.3 if options.quick else 3.0
     a_slice = BATCH // ranks
     up, down = message_sizes(a_slice, size)
-    directory = options.scratch / f"wire-{ranks}"
-    loads: dict[str, list[Load]] = {"bare stream": [], "steelyard": []}
-    with (
-        ServerProcess(directory, durability="sync") as server,
-        Program("bare_server", "--answers", down, life=400) as echo,
-    ):
-        port = echo.read()["port"]
-        client = server.client()
-        client.create_dataset("d", size)
-        streams = (
-            "--method",
-            bare.ECHO,
-            "--streams",
-            ranks // processes,
-            "--credit",
-            STALENESS,
-            "--report",
-            up,
-        )
-        plain = [("bare_client", ("--port", port, *streams))] * processes
+    loads: dict[str, list[Load]] = {"steelyard": [], "bare stream": []}
+    with Program("bare_server", "--answers", down, life=400) as echo:
+        ends = ("--port", echo.read()["port"], "--method", bare.ECHO, "--streams", ranks // processes)
+        plain = [("bare_client", (*ends, "--credit", STALENESS, "--report", up))] * processes
 
-        def ids_a_second(
-            name: str, server_pid: int, clients: Sequence[tuple[str, Sequence[object]]]
-        ) -> float:
-            loads[name].append(load(server_pid, clients, seconds))
-            return loads[name][-1].steps * a_slice
+        def steelyard_itself() -> float:
+            name = f"{ranks}-ranks-{len(loads['steelyard'])}"
+            loads["steelyard"].append(load(server.pid, _trainers(server, name, ranks, processes), seconds))
+            return loads["steelyard"][-1].steps * a_slice
 
-        cases: dict[str, Callable[[], float]] = {
-            "bare stream": lambda: ids_a_second("bare stream", echo.pid, plain),
-            "steelyard": lambda: ids_a_second(
-                "steelyard",
-                server.pid,
-                _trainers(client, server.address, ranks, processes, len(loads["steelyard"])),
-            ),
-        }
-        found = in_turns(options.repeats, cases)
-    series = [Series(name, "ids/s", found[name], "bare stream") for name in ("steelyard", "bare stream")]
+        def bare_stream() -> float:
+            loads["bare stream"].append(load(echo.pid, plain, seconds))
+            return loads["bare stream"][-1].steps * a_slice
+
+        found = in_turns(options.repeats, {"steelyard": steelyard_itself, "bare stream": bare_stream})
+    series = [Series(name, "ids/s", found[name], "bare stream") for name in loads]
+    cpu = "server's CPU a slice, {}".format
     series += [
-        Series(
-            f"server's CPU a slice, {name}",
-            "µs",
-            [one.cpu for one in loads[name]],
-            "server's CPU a slice, bare stream",
-        )
-        for name in ("steelyard", "bare stream")
+        Series(cpu(name), "µs", [one.cpu for one in loads[name]], cpu("bare stream")) for name in loads
     ]
-    sizes = {
-        "ids": size,
-        "batch": BATCH,
-        "ranks": ranks,
-        "client processes": processes,
-        "bytes up": up,
-        "bytes down": down,
-    }
-    return Table("wire: scored draw, durability sync", series, sizes)
+    sizes = {"ids": size, "batch": BATCH, "ranks": ranks, "client processes": processes}
+    return Table("wire: scored draw, durability sync", series, {**sizes, "bytes up": up, "bytes down": down})
 
 
 def _trainers(
-    client: steelyard.Client, address: str, ranks: int, processes: int, turn: int
+    server: ServerProcess, name: str, ranks: int, processes: int
 ) -> list[tuple[str, Sequence[object]]]:
     """A fresh run, and the programs that train it."""
-    run = client.create_run(
-        f"r{turn}", dataset="d", batch_size=BATCH, staleness=STALENESS, draw=DRAW, weigh={"method": "uniform"}
-    )
+    run = server.client().create_run(name, dataset="d", batch_size=BATCH, staleness=STALENESS, draw=DRAW)
     each = ranks // processes
-    common = ("--address", address, "--run", run.name, "--world-size", ranks, "--ranks", each)
+    common = ("--address", server.address, "--run", run.name, "--world-size", ranks, "--ranks", each)
     return [("trainers", (*common, "--first-rank", first)) for first in range(0, ranks, each)]
