@@ -10,9 +10,6 @@ from steelyard_server.runs.errors import Exists, Invalid, Superseded, Unready
 from steelyard_server.runs.messages import Join, Outbox
 from steelyard_server.runs.state import Attempts
 
-MAX_CREDIT = 4096
-"""Batches that one trainer may hold or have under way."""
-
 
 @dataclass(slots=True, eq=False)
 class Rank:
@@ -82,10 +79,11 @@ class Ranks:
         self._by_outbox.clear()
 
 
-def check_credit(credit: int) -> None:
-    """Invalid above MAX_CREDIT: what waits for a slow trainer must be bounded by what it can hold."""
-    if credit > MAX_CREDIT:
-        raise Invalid(f"expected credit for at most {MAX_CREDIT} batches at a time; got {credit}")
+def check_credit(credit: int, window: int) -> None:
+    """Invalid above the steps whose reports the run takes: so what waits for a trainer is bounded, and no trainer is
+    so far ahead that steps of the others are given up."""
+    if credit > window:
+        raise Invalid(f"expected credit for at most {window} batches at a time; got {credit}")
 
 
 def check_join(join: Join) -> None:
@@ -93,7 +91,6 @@ def check_join(join: Join) -> None:
         raise Invalid(
             f"expected 0 <= rank < world_size; got rank {join.rank} of world_size {join.world_size}"
         )
-    check_credit(join.credit)
     if not join.attempt or len(join.attempt) > 256 or not join.session or len(join.session) > 256:
         raise Invalid(
             f"expected an attempt token and a session of 1..256 characters; got {join.attempt!r}, {join.session!r}"

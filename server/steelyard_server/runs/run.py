@@ -310,6 +310,7 @@ class Run:
             raise Unavailable("the server drains; join again")
         check_join(join)
         state = self._ready()
+        check_credit(join.credit, state.spec.report_window)
         if check_attempt(join, state.attempts):
             self._begin_attempt(join)
         else:
@@ -380,7 +381,7 @@ class Run:
             self._guard(outbox, lambda: self._grant(rank, batches))
 
     def _grant(self, rank: Rank, batches: int) -> None:
-        check_credit(rank.credit + batches)
+        check_credit(rank.credit + batches, self._ready().spec.report_window)
         rank.credit += batches
         self._pump()
 
