@@ -12,6 +12,7 @@ gone. They cost the child no more than the memory it shares with its parent.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 import weakref
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from steelyard.errors import FailedPrecondition
+
+_LOG = logging.getLogger("steelyard")
 
 # Names of gRPC's own threads, as Linux shows them; they tell that another library of this process uses gRPC.
 _THREADS = ("grpc_global_tim", "event_engine", "lifeguard")
@@ -45,8 +48,19 @@ def claim(purpose: str) -> None:
         )
     if not _State.used:
         # gRPC's own fork handlers try to make a child usable, cannot while a stream is open, and say so on stderr at
-        # every fork. Nothing here needs them. Whoever wants them for another library sets the variable.
-        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+        # every fork; fully enabled, they were seen to hang in the child. Nothing here needs them.
+        if os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0").lower() in (
+            "1",
+            "true",
+            "yes",
+            "on",
+            "t",
+            "y",
+        ):
+            _LOG.warning(
+                "GRPC_ENABLE_FORK_SUPPORT is set: gRPC's own handlers may hang in processes forked while a session is "
+                "open; unset it, or start processes by spawn or forkserver"
+            )
         _State.used = True
 
 

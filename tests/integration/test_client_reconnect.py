@@ -42,7 +42,7 @@ def unbroken(process, steps, **arguments):
         return train(session, steps), run
 
 
-POLICIES = {
+POLICIES: dict[str, dict] = {
     "shuffle, weighed by the server": {"weigh": LINUPPER},
     "scored": {"draw": SCORED, "weigh": {"method": "importance"}, "staleness": 3},
 }
