@@ -461,9 +461,9 @@ def test_a_specification_that_cannot_be_is_refused(runs, raw, refused, asked, co
 
 def test_a_policy_that_cannot_be_is_no_change(harm, raw, refused):
     _, compare = harm
-    for draw in ({"method": "scored", "score": "last_loss", "flor": 0.5}, {"method": "scored", "score": "q"}):
+    for fields in ({"score": "last_loss", "flor": "0.5"}, {"score": "q"}):
         request = runs_pb2.ChangePolicyRequest(name="rough")
-        request.policy.draw.update(draw)
+        request.policy.draw.update({"method": "scored", **fields})
         with pytest.raises(refused) as error:
             raw.call(raw.runs.ChangePolicy, request)
         assert error.value.code == "INVALID_ARGUMENT"
