@@ -64,6 +64,11 @@ def claim(purpose: str) -> None:
         _State.used = True
 
 
+def allowed() -> bool:
+    """Whether gRPC may be used in this process."""
+    return _State.parent is None
+
+
 def keep(*objects: object) -> None:
     """A forked child will not destroy these. This process destroys them as always."""
     for one in objects:

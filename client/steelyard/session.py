@@ -9,7 +9,7 @@ import uuid
 import weakref
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -125,6 +125,13 @@ class Session:
     def rule_at(self, step: int) -> Rule:
         """The weigh rule in force at a step that was received."""
         return self._rules.at(step)
+
+    def where_at(self, step: int, *, gathered: bool = False) -> Literal["client", "server"]:
+        """Where the weights of a step are made, if its rule reads losses.
+
+        `gathered` says that the trainer brings the losses of all ranks together, as one process does anyway.
+        """
+        return self._rules.where(step, 1 if gathered else self.world_size)
 
     @property
     def waited_seconds(self) -> float:
@@ -309,6 +316,8 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if os.getpid() != self._pid:
+            return  # a forked child leaves the block, not the session, which is its parent's
         if kind is None:
             self.leave()
         else:
@@ -364,7 +373,7 @@ class Session:
 
     def _weighs_here(self, batch: Batch, count: int) -> bool:
         """Whether this process makes the weights of a rule that reads losses. InvalidArgument: it should and cannot."""
-        if self._rules.where(batch.step, self.world_size) == "server":
+        if self.where_at(batch.step) == "server":
             return False
         if self.world_size == 1 and count == len(batch):
             return True

@@ -76,7 +76,12 @@ class Stream:
     def leave(self) -> None:
         """Sends Leave; the stream then ends with None, also where it breaks before the server has answered."""
         self._leaving = True
-        self._outbox.put(trainer_pb2.TrainerMessage(leave=trainer_pb2.Leave()))
+        with self._lock:
+            if self._call is not None:
+                self._outbox.put(trainer_pb2.TrainerMessage(leave=trainer_pb2.Leave()))
+                return
+        # Between two connections there is nobody to take leave of.
+        self._stop.set()
 
     def stop(self) -> None:
         """Ends the stream at once; what is on its way is lost. Does not wait for the thread."""

@@ -11,14 +11,15 @@ with steelyard.testing.ServerProcess(tmp_path) as process:
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,7 +32,7 @@ from steelyard.local import local
 _TAIL = 4000
 
 
-@contextmanager
+@contextlib.contextmanager
 def server(directory: str | os.PathLike[str], **settings: Any) -> Iterator[Client]:
     """A server in this process on `directory`, with a client of it. Errors and settings are steelyard.local's."""
     with local(directory, **settings) as client:
@@ -152,7 +153,12 @@ class ServerProcess:
 
 
 def _free_port() -> int:
-    """A port that was free a moment ago, outside the range that connections take by themselves where that is known."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    """A port that is free now, below those that systems give to connections.
+
+    One of those could be taken while the server is down, also by a client's own attempt to reach it.
+    """
+    for port in random.sample(range(10_000, 32_000), 100):
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+    raise Unavailable("found no free port from 10000 to 31999 in 100 tries")

@@ -45,6 +45,9 @@ class Transport:
             return method(request, timeout=self.timeout, wait_for_ready=True)
 
     def close(self) -> None:
+        # A forked child closes nothing: the channel is its parent's, and the lock may be held for ever.
+        if not forking.allowed():
+            return
         with self._lock:
             self._closed = True
             channel, self._channel, self._stubs = self._channel, None, None

@@ -50,6 +50,25 @@ def test_the_server_stops_with_the_interpreter(tmp_path):
         assert client.run("r").info().batch_size == 2
 
 
+def test_a_forked_child_stops_no_server_of_its_parent(tmp_path):
+    source = (
+        "import os, sys, steelyard\n"
+        "with steelyard.local(sys.argv[1]) as client:\n"
+        "    client.create_dataset('d', 10)\n"
+        "    with client.create_run('r', dataset='d', batch_size=2).join() as session:\n"
+        "        pid = os.fork()\n"
+        "        if pid == 0:\n"
+        "            sys.exit(int(sys.argv[2]))\n"
+        "        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\n"
+        "        session.report(session.next(), [1.0, 2.0])\n"
+        "    print(status, client.run('r').stats().reported_losses)\n"
+    )
+    for status in ("0", "3"):
+        command = [sys.executable, "-c", source, str(tmp_path / status), status]
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        assert said.stdout == f"{status} 2\n"
+
+
 def test_a_missing_server_package_is_named_with_what_to_install(tmp_path):
     source = (
         "import sys; sys.modules['lmdb'] = None\n"

@@ -212,6 +212,26 @@ def test_a_server_that_stands_still_is_waited_for_within_the_deadline(process):
         session.next(timeout=30)
 
 
+def test_leaving_without_a_connection_takes_no_longer_than_the_reports_need(process):
+    run = process.client().create_run("r", dataset="d", batch_size=16)
+    session = run.join()
+    session.report(session.next(), np.ones(16))
+    session.flush()
+    process.kill()
+    began = time.monotonic()
+    session.leave(timeout=60)
+    assert time.monotonic() - began < 10
+    session = None
+    process.start()
+    with run.join() as session:
+        assert session.next(timeout=30).step == 1
+        session.report(session.next(), np.ones(16))
+        process.kill()
+        with pytest.raises(steelyard.DeadlineExceeded, match="not acknowledged"):
+            session.leave(timeout=0.5)
+    process.start()
+
+
 def test_a_trainer_that_lost_its_session_goes_on_in_the_same_attempt_with_what_it_had_not_reported(process):
     run = process.client().create_run("r", dataset="d", batch_size=16, draw=SCORED, staleness=2)
     session = run.join(attempt="t")
