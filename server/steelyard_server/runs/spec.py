@@ -13,6 +13,7 @@ from steelyard_server.runs.errors import Invalid
 NAME = r"^[A-Za-z0-9._-]{1,128}$"
 MAX_BATCH_SIZE = 1 << 20
 MAX_STALENESS = 4096
+LEAST_REPORT_WINDOW = 256
 
 
 class RunSpec(BaseModel):
@@ -39,7 +40,8 @@ class RunSpec(BaseModel):
     @property
     def report_window(self) -> int:
         """Steps whose reports are still taken; older ones are closed as they are."""
-        return max(256, 2 * self.staleness) if isinstance(self.staleness, int) else 256
+        prefetched = self.staleness if isinstance(self.staleness, int) else 0
+        return max(LEAST_REPORT_WINDOW, 2 * prefetched)
 
     def first_difference(self, other: RunSpec) -> str | None:
         """The first field that differs, with both values, or None."""

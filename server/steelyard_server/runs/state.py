@@ -6,7 +6,7 @@ that it folds on the way, `apply` of that same event folds again in a replay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,7 +140,11 @@ class RunState:
         return self._drawer.get_state() if self._drawer is not None else self.drawer_state
 
     def draw(self) -> BatchDrawn:
-        """The next batch. ValueError where the policy cannot draw one; the state is then as it was."""
+        """The next batch; it counts as drawn once it is applied. The only trace of asking is the fold that applying it
+        makes as well.
+
+        ValueError where the policy cannot draw one (`obstacle`); the state is then as it was.
+        """
         if (obstacle := self.obstacle()) is not None:
             raise ValueError(obstacle)
         step = self.next_step
@@ -153,22 +157,23 @@ class RunState:
             uniform_probability=drawn.uniform_probability,
             state_version=self.state_version,
             digest=wire.batch_digest(step, drawn.ids),
-            draw_state=self.drawer.draw_state(),
+            draw_state=drawn.draw_state,
         )
 
     def weigher_of(self, step: int) -> Mapping[str, Any]:
         """The weigh rule of a drawn step: that of the policy it was drawn under."""
         return next(rule for since, rule in reversed(self.weighers) if since <= step)
 
-    def first_unreported(self, positions_of: Any, start: int) -> int:
-        """The first step from `start` on of which `positions_of(batch size)` is not wholly reported."""
-        step = max(start, 0)
+    def first_unreported(self, positions_of: Callable[[int], tuple[int, int]], start: int) -> int:
+        """The first open step from `start` on of which `positions_of(batch size)`, an offset and a count, is not wholly
+        reported; steps no longer in memory are closed."""
+        step = max(start, min(self.steps, default=self.next_step))
         while (record := self.steps.get(step)) is not None:
             offset, count = positions_of(len(record.reported))
             if not record.closed and not record.reported[offset : offset + count].all():
                 return step
             step += 1
-        return max(step, start)
+        return step
 
     # ---- the fold ----
 
@@ -255,10 +260,12 @@ class RunState:
         column = self.examples.columns.get(event.name)
         if column is None:
             return
+        # One that waits in a snapshot as its state must hear of the change too; one not needed yet reads it later.
+        drawer = self.drawer if self.get_drawer_state() is not None else None
         column[event.ids] = event.values
         self._mark(event.name, event.ids)
-        if self._drawer is not None:
-            self._drawer.changed(event.ids)
+        if drawer is not None:
+            drawer.changed(event.ids)
 
     def _apply_growth(self, event: DatasetGrown) -> None:
         drawer = self.drawer
@@ -348,14 +355,15 @@ class RunState:
 
     def _expire(self, before: int) -> None:
         """Closes and forgets the steps below `before`: no draw waits for their reports any longer."""
-        for step in [step for step in self.steps if step < before]:
+        while (step := next(iter(self.steps), before)) < before:
             record = self.steps[step]
             if not record.closed:
                 record.closed = True
                 self.counters.expired_steps += 1
-            self._advance()
-            if record.folded or step < self.folded_steps:
-                del self.steps[step]
+                self._advance()
+            if step >= self.folded_steps:
+                return
+            del self.steps[step]
 
     # ---- columns ----
 

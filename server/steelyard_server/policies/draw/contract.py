@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -20,11 +20,13 @@ Float32s = npt.NDArray[np.float32]
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawn:
     """One global batch: `ids` int64[B]; `probability` float64[B], or None where all had `uniform_probability`, which is
-    1 / (number of drawable examples)."""
+    1 / (number of drawable examples). `draw_state` is what the drawer holds once the batch counts as drawn, as JSON
+    values."""
 
     ids: Ids
     probability: npt.NDArray[np.float64] | None
     uniform_probability: float
+    draw_state: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +51,10 @@ class Drawer(ABC):
 
     @abstractmethod
     def draw(self, step: int) -> Drawn:
-        """Draws the batch of `step`. ValueError where nothing, or too little, may be drawn. O(B · levels)."""
+        """The batch of `step`. Changes nothing: it counts as drawn once `set_draw_state` is told of it.
+
+        ValueError where nothing, or too little, may be drawn. O(B · levels).
+        """
 
     @abstractmethod
     def changed(self, ids: Ids) -> None:
@@ -68,12 +73,8 @@ class Drawer(ABC):
         """What cannot be rebuilt from the examples, as JSON values."""
 
     @abstractmethod
-    def draw_state(self) -> Mapping[str, Any]:
-        """The part of the state that a draw itself changes, as JSON values; journaled with each batch."""
-
-    @abstractmethod
     def set_draw_state(self, state: Mapping[str, Any]) -> None:
-        """Takes the place that a journaled batch left behind."""
+        """Takes over the `draw_state` of a journaled batch: it is drawn."""
 
     def effective_sample_ratio(self) -> float:
         """(sum p)^2 / (N sum p^2) of the next draw over the drawable examples. O(size)."""

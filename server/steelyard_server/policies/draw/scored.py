@@ -25,11 +25,16 @@ from steelyard_server.policies.draw.contract import Draw, Drawer, Drawn, Example
 Float64s = npt.NDArray[np.float64]
 
 _LOG2_E = 1.4426950408889634
-# After a rebuild the greatest weight has this many bits; above it is room for greater ones.
-_TOP_BITS = 28
+# A leaf is 32 bits wide. After a rebuild the greatest weight leaves some room for greater ones.
 _MOST_BITS = 31.5
+_ROOM_BITS = 3
 # Below this mean leaf, rounding to whole quanta would show; the leaves are then rebuilt at a finer scale.
 _COARSE_MEAN = 1 << 12
+# The total mass must stay below 2^63. With a floor f it is that of the leaves divided by 1 - f.
+_TOTAL_BITS = 62.5
+_MAX_FLOOR = 0.9999
+# Weights of exp(s / temperature) further out than this are as good as equal; it keeps every scale an exact float.
+_MAX_LOG2 = 2.0**40
 
 
 class Scored(Draw):
@@ -41,12 +46,13 @@ class Scored(Draw):
     transform: Literal["identity", "power", "softmax"] = "power"
     """Weight of a score s: s, s^alpha, or exp(s / temperature)."""
     alpha: Annotated[float, Field(ge=0, le=64)] = 1.0
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    temperature: Annotated[float, Field(ge=1e-9)] = 1.0
+    floor: Annotated[float, Field(ge=0, le=_MAX_FLOOR)] = 0.0
     """The share of the law that is uniform over the drawable ids."""
     sampling: Sampling = Sampling.DISTINCT
     unseen: Literal["max", "mean"] | Annotated[float, Field(ge=0)] = "max"
-    """Mass of an example without a score: the greatest weight seen so far, the mean one, or that of this score."""
+    """Weight of an example without a score: the greatest that any example has had, the mean one of those that have a
+    score now, or that of this score."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
     @property
@@ -81,17 +87,20 @@ class Scored(Draw):
         return super().too_small(drawable, batch_size)
 
     def log2_weight(self, scores: npt.NDArray[np.floating[Any]]) -> Float64s:
-        """log2 of the weight of each score; NaN where there is no score."""
+        """log2 of the weight of each score; NaN where there is no score.
+
+        A negative score counts as 0 where masses need it: a policy may find such losses from before it.
+        """
         values = scores.astype(np.float64)
         if self.transform == "softmax":
-            return values * (_LOG2_E / self.temperature)
+            return np.clip(values * (_LOG2_E / self.temperature), -_MAX_LOG2, _MAX_LOG2)
         known = ~np.isnan(values)
+        if self.transform == "power" and self.alpha == 0:
+            # 0^0 is 1: every known score weighs the same.
+            return np.where(known, 0.0, np.nan)
         result = np.full(values.shape, np.nan)
-        result[known] = log2(values[known])
-        if self.transform == "power":
-            # 0^0 is 1: with alpha 0 every known score weighs the same.
-            result = np.where(known, 0.0, np.nan) if self.alpha == 0 else result * self.alpha
-        return result
+        result[known] = log2(np.maximum(values[known], 0.0))
+        return result * self.alpha if self.transform == "power" else result
 
 
 class _Scale(BaseModel):
@@ -99,14 +108,19 @@ class _Scale(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    scale: int = _TOP_BITS
-    top: float | None = None
-    """The greatest log2 weight seen."""
-    coarse_below: int = 0
-    """Rebuild at a finer scale when the mass falls below this."""
+    scale: int = int(_MOST_BITS) - _ROOM_BITS
+    greatest: float | None = None
+    """The greatest log2 weight that any example has had."""
+    coarse_mean: int = _COARSE_MEAN
+    """Look for a finer scale when the mean leaf falls below this."""
 
 
 class ScoredDrawer(Drawer):
+    """The leaves follow from the score column, the retired ids and the scale alone.
+
+    The scale changes in one pass over all leaves, where weights outgrow it or have become small against it.
+    """
+
     def __init__(
         self, draw: Scored, examples: Examples, seed: int, batch_size: int, state: Mapping[str, Any] | None
     ) -> None:
@@ -114,15 +128,12 @@ class ScoredDrawer(Drawer):
         self._examples = examples
         self._seed = seed
         self._batch_size = batch_size
+        self._scale = _Scale() if state is None else _Scale.model_validate(state)
         if state is None:
-            self._scale = _Scale()
-            self._raise_top(self._examples.columns[draw.score])
-            self._fit_scale()
-        else:
-            self._scale = _Scale.model_validate(state)
+            greatest = self._greatest_now()
+            self._raise_greatest(greatest)
+            self._fit(self._needed(greatest, unseen=bool(np.isnan(self._scores).any())))
         self._tree = self._build()
-        if state is None:
-            self._scale.coarse_below = self._coarse_mass()
 
     def draw(self, step: int) -> Drawn:
         order = bits(self._seed, Purpose.ORDER, step)
@@ -138,27 +149,24 @@ class ScoredDrawer(Drawer):
 
     def changed(self, ids: Ids) -> None:
         ids = ids[self._tree.leaves(ids) != 0]
-        self._raise_top(self._examples.columns[self._draw.score][ids])
-        if self._overflows():
-            self._fit_scale()
-            self._rebuild()
-        else:
-            self._tree.set(ids, self._leaves(ids))
-            if self._tree.mass < self._scale.coarse_below:
-                self._refine()
+        greatest = self._greatest_of(self._scores[ids])
+        self._raise_greatest(greatest)
+        self._tree.set(ids, self._leaves(ids))
+        self._settle(greatest)
 
     def grew(self) -> None:
+        before = self._most_bits(self._tree.size)
         new = np.arange(self._tree.size, self._examples.size, dtype=np.int64)
         self._tree.append(self._leaves(new))
+        narrower = self._most_bits(self._tree.size) < before
+        self._settle(self._greatest_now() if narrower else None)
 
     def retired(self, ids: Ids) -> None:
         self._tree.set(ids, np.zeros(len(ids), np.uint32))
+        self._settle(None)
 
     def get_state(self) -> Mapping[str, Any]:
         return self._scale.model_dump(mode="json")
-
-    def draw_state(self) -> Mapping[str, Any]:
-        return {}
 
     def set_draw_state(self, state: Mapping[str, Any]) -> None:
         pass
@@ -180,22 +188,37 @@ class ScoredDrawer(Drawer):
         self._tree.check()
         expected = self._build().all_leaves()
         assert np.array_equal(expected, self._tree.all_leaves()), "leaves differ from the score column"
+        needed = self._needed(self._greatest_now(), unseen=self._tree.unseen > 0)
+        assert not self._overflows(needed), (needed, self._scale)
+
+    # ---- the law ----
 
     def _law(self) -> Law:
         return law_for(self._tree, self._unseen_mass(), self._draw.floor)
 
     def _unseen_mass(self) -> int:
-        unseen = self._draw.unseen
-        seen = self._tree.live - self._tree.unseen
-        if unseen == "mean" and seen:
-            return max(1, self._tree.mass // seen)
-        if isinstance(unseen, float):
-            return int(quantise(self._draw.log2_weight(np.array([unseen])), self._scale.scale)[0])
-        top = 0.0 if self._scale.top is None else self._scale.top
-        return int(quantise(np.array([top]), self._scale.scale)[0])
+        if self._draw.unseen == "mean" and self._seen:
+            return max(1, self._tree.mass // self._seen)
+        return int(quantise(np.array([self._unseen_log2()]), self._scale.scale)[0])
+
+    def _unseen_log2(self) -> float:
+        """log2 of the weight of an example without a score, where that is not the mean one."""
+        if isinstance(self._draw.unseen, float):
+            return float(self._draw.log2_weight(np.array([self._draw.unseen]))[0])
+        return 0.0 if self._scale.greatest is None else self._scale.greatest
+
+    # ---- the leaves ----
+
+    @property
+    def _scores(self) -> Float32s:
+        return self._examples.columns[self._draw.score]
+
+    @property
+    def _seen(self) -> int:
+        return self._tree.live - self._tree.unseen
 
     def _leaves(self, ids: Ids) -> npt.NDArray[np.uint32]:
-        weight = self._draw.log2_weight(self._examples.columns[self._draw.score][ids])
+        weight = self._draw.log2_weight(self._scores[ids])
         leaves = np.full(len(ids), UNSEEN, np.uint32)
         known = ~np.isnan(weight)
         leaves[known] = quantise(weight[known], self._scale.scale)
@@ -209,39 +232,61 @@ class ScoredDrawer(Drawer):
         leaves[self._examples.retired] = 0
         return MassTree(leaves)
 
-    def _rebuild(self) -> None:
-        self._tree = self._build()
-        self._scale.coarse_below = self._coarse_mass()
+    # ---- the scale ----
 
-    def _raise_top(self, scores: Float32s) -> None:
-        known = scores[~np.isnan(scores)]
-        if not len(known):
-            return
-        # The transforms are monotone, so the greatest score has the greatest weight.
-        top = float(self._draw.log2_weight(np.array([known.max()]))[0])
-        if top > -math.inf and (self._scale.top is None or top > self._scale.top):
-            self._scale.top = top
+    def _settle(self, greatest: float | None) -> None:
+        """Rescales where weights up to log2 `greatest` are too great, or where the leaves became coarse."""
+        needed = self._needed(greatest, unseen=self._tree.unseen > 0)
+        if self._overflows(needed) or self._tree.mass < self._scale.coarse_mean * self._seen:
+            self._rescale()
 
-    def _overflows(self) -> bool:
-        return self._scale.top is not None and self._scale.top + self._scale.scale > _MOST_BITS
-
-    def _fit_scale(self) -> None:
-        if self._scale.top is not None:
-            self._scale.scale = _TOP_BITS - math.ceil(self._scale.top)
-
-    def _coarse_mass(self) -> int:
-        return _COARSE_MEAN * max(0, self._tree.live - self._tree.unseen)
-
-    def _refine(self) -> None:
-        """Rebuilds at the scale that today's greatest weight allows; if that gains nothing, waits for less mass."""
-        scores = self._examples.columns[self._draw.score]
-        known = scores[~np.isnan(scores)]
-        before = self._scale.scale
-        self._scale.top = None
-        self._raise_top(known)
-        self._fit_scale()
-        if self._scale.scale > before:
+    def _rescale(self) -> None:
+        """Takes the scale that today's greatest weight allows, unless the present one is as fine. O(size)."""
+        needed = self._needed(self._greatest_now(), unseen=self._tree.unseen > 0)
+        if self._overflows(needed) or self._finest(needed) > self._scale.scale:
+            self._fit(needed)
             self._tree = self._build()
-        else:
-            self._scale.scale = before
-        self._scale.coarse_below = min(self._coarse_mass(), self._tree.mass // 4)
+        if self._seen:
+            # Where one weight dwarfs the others no scale helps: then the next look for one is put off.
+            mean = self._tree.mass // self._seen
+            self._scale.coarse_mean = _COARSE_MEAN if mean >= _COARSE_MEAN else mean // 4
+
+    def _needed(self, greatest: float | None, *, unseen: bool) -> float | None:
+        """The greatest log2 weight that the scale must hold: `greatest` or that of examples without a score."""
+        weights = [] if greatest is None else [greatest]
+        if unseen and self._draw.unseen != "mean":
+            weights.append(self._unseen_log2())
+        return max((weight for weight in weights if weight > -math.inf), default=None)
+
+    def _fit(self, needed: float | None) -> None:
+        self._scale.scale = self._finest(needed)
+
+    def _finest(self, needed: float | None) -> int:
+        """The scale that gives the greatest weight its bits; the present one where there is no weight."""
+        if needed is None:
+            return self._scale.scale
+        return int(self._most_bits(self._examples.size)) - _ROOM_BITS - math.ceil(needed)
+
+    def _overflows(self, needed: float | None) -> bool:
+        return needed is not None and needed + self._scale.scale > self._most_bits(self._examples.size)
+
+    def _most_bits(self, size: int) -> float:
+        """What the greatest leaf may have: under this, the total mass stays below 2^63 with the floor mixed in."""
+        floor = math.ceil(1 / (1 - self._draw.floor)) - 1
+        return min(_MOST_BITS, _TOTAL_BITS - size.bit_length() - floor.bit_length())
+
+    def _raise_greatest(self, greatest: float | None) -> None:
+        if greatest is not None and (self._scale.greatest is None or greatest > self._scale.greatest):
+            self._scale.greatest = greatest
+
+    def _greatest_of(self, scores: Float32s) -> float | None:
+        """log2 of the greatest weight of `scores`; None where that is 0 or there is none."""
+        # fmax passes NaN over, and the transforms are monotone.
+        top = np.fmax.reduce(scores, initial=np.float32(-np.inf))
+        weight = float(self._draw.log2_weight(np.array([top]))[0])
+        return weight if top > -np.inf and weight > -math.inf else None
+
+    def _greatest_now(self) -> float | None:
+        """That of all scores whose ids may be drawn. O(size)."""
+        retired = self._examples.retired
+        return self._greatest_of(np.delete(self._scores, retired) if len(retired) else self._scores)

@@ -60,8 +60,27 @@ class _Place(BaseModel):
     cursor: int
     levels: tuple[_Level, ...]
 
+    @property
+    def size(self) -> int:
+        """How many ids the epoch has, those before `cursor` included."""
+        return sum(level.size - level.left for level in self.levels)
+
+    def grown(self, size: int) -> _Place:
+        """The place once the dataset has `size` ids: what is left of the epoch and the new ids, shuffled together."""
+        new, top = size - self.size, self.levels[-1]
+        if self.cursor == 0:
+            # Nothing came from the topmost level yet, so it can hold the new ids as well: appends between two draws
+            # make one level, however many they are.
+            grown = top.model_copy(update={"size": top.size + new})
+            return self.model_copy(update={"levels": (*self.levels[:-1], grown)})
+        left = top.size - self.cursor
+        level = _Level(size=left + new, left=left, start=self.cursor, first=self.size)
+        return _Place(epoch=self.epoch, cursor=0, levels=(*self.levels, level))
+
 
 class ShuffleDrawer(Drawer):
+    """A draw costs O(B) for each level of the epoch, and size / drawable times as much where ids are retired."""
+
     def __init__(
         self, examples: Examples, seed: int, batch_size: int, state: Mapping[str, Any] | None
     ) -> None:
@@ -74,32 +93,23 @@ class ShuffleDrawer(Drawer):
         if not self.drawable:
             raise ValueError("no example may be drawn: all are retired")
         parts: list[Ids] = []
-        missing = self._batch_size
+        place, missing = self._place, self._batch_size
         while missing:
-            ids = self._take(missing)
-            if len(self._examples.retired):
-                ids = ids[~_contains(self._examples.retired, ids)]
+            ids, place = self._take(place, missing)
             parts.append(ids)
             missing -= len(ids)
-        return Drawn(np.concatenate(parts), None, 1.0 / self.drawable)
+        return Drawn(np.concatenate(parts), None, 1.0 / self.drawable, place.model_dump(mode="json"))
 
     def changed(self, ids: Ids) -> None:
         pass
 
     def grew(self) -> None:
-        place = self._place
-        known = place.levels[0].size + sum(level.size - level.left for level in place.levels[1:])
-        left, new = place.levels[-1].size - place.cursor, self._examples.size - known
-        level = _Level(size=left + new, left=left, start=place.cursor, first=known)
-        self._place = _Place(epoch=place.epoch, cursor=0, levels=(*place.levels, level))
+        self._place = self._place.grown(self._examples.size)
 
     def retired(self, ids: Ids) -> None:
         pass
 
     def get_state(self) -> Mapping[str, Any]:
-        return self.draw_state()
-
-    def draw_state(self) -> Mapping[str, Any]:
         return self._place.model_dump(mode="json")
 
     def set_draw_state(self, state: Mapping[str, Any]) -> None:
@@ -110,29 +120,39 @@ class ShuffleDrawer(Drawer):
         return self._examples.size - len(self._examples.retired)
 
     def check(self) -> None:
-        assert 0 <= self._place.cursor <= self._place.levels[-1].size, self._place
+        place = self._place
+        assert 0 <= place.cursor <= place.levels[-1].size, place
+        assert place.size == self._examples.size, (place, self._examples.size)
 
     def _epoch(self, epoch: int) -> _Place:
         return _Place(epoch=epoch, cursor=0, levels=(_Level(size=self._examples.size),))
 
-    def _take(self, count: int) -> Ids:
-        """The next ids of the stream, at most `count` and at most to the end of the epoch."""
-        if self._place.cursor == self._place.levels[-1].size:
-            self._place = self._epoch(self._place.epoch + 1)
-        place = self._place
-        stop = min(place.cursor + count, place.levels[-1].size)
-        ids = self._resolve(np.arange(place.cursor, stop, dtype=np.uint64))
-        self._place = place.model_copy(update={"cursor": stop})
-        return ids
+    def _take(self, place: _Place, count: int) -> tuple[Ids, _Place]:
+        """The next ids of the stream that may be drawn, at most `count` and at most to the end of the epoch, and the
+        place behind them."""
+        if place.cursor == place.levels[-1].size:
+            place = self._epoch(place.epoch + 1)
+        # As many indices as hold `count` drawable ids on average: were there fewer at a time, a dataset that is
+        # nearly all retired would take one pass for each id of the batch.
+        wide = -(-count * self._examples.size // self.drawable)
+        stop = min(place.cursor + wide, place.levels[-1].size)
+        ids = self._resolve(place, np.arange(place.cursor, stop, dtype=np.uint64))
+        if len(self._examples.retired):
+            kept = np.flatnonzero(~_contains(self._examples.retired, ids))[:count]
+            if len(kept) == count:
+                stop = place.cursor + int(kept[-1]) + 1
+            ids = ids[kept]
+        return ids, place.model_copy(update={"cursor": stop})
 
-    def _resolve(self, index: npt.NDArray[np.uint64]) -> Ids:
+    def _resolve(self, place: _Place, index: npt.NDArray[np.uint64]) -> Ids:
+        """The ids at indices of the topmost level: uint64[n] -> int64[n]."""
         ids = np.empty(len(index), np.int64)
         at = np.arange(len(index))
-        for depth in range(len(self._place.levels) - 1, -1, -1):
-            level = self._place.levels[depth]
+        for depth in range(len(place.levels) - 1, -1, -1):
             if not len(at):
                 break
-            tweak = self._place.epoch * _LEVELS_PER_EPOCH + depth
+            level = place.levels[depth]
+            tweak = place.epoch * _LEVELS_PER_EPOCH + depth
             shuffled = permute(index, level.size, self._seed, tweak).astype(np.int64)
             new = shuffled >= level.left
             ids[at[new]] = level.first + shuffled[new] - level.left
