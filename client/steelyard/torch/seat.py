@@ -114,8 +114,7 @@ class Seat:
     def _where(self, step: int) -> Where:
         """Where weights that read losses are made. InvalidArgument: this step's rule reads them, and cannot."""
         rule = self.session.rule_at(step)
-        # With a process group this trainer holds the losses of all ranks, as if it were alone.
-        where = self.session._rules.where(step, 1 if self._ranks.together else self._ranks.world_size)
+        where = self.session.where_at(step, gathered=self._ranks.together)
         if rule.reads == "losses" and where == "server" and self._micro_batches > 1:
             raise InvalidArgument(
                 f"micro_batches: expected 1, because the server weighs by {rule.method!r}, which needs the losses of "

@@ -30,12 +30,13 @@ def weigh_together(
         for rank in (0, ranks.world_size - 1)
     )
     row = torch.nn.functional.pad(losses, (0, longest - len(losses)))
-    rows = row.new_empty(ranks.world_size * longest)
-    dist.all_gather_into_tensor(rows, row, group=ranks.group)
+    rows = row.new_empty(ranks.world_size, longest)
+    # Not all_gather_into_tensor, which gloo has only of late.
+    dist.all_gather(list(rows.unbind()), row, group=ranks.group)
     mask = None
     if longest > shortest:
         number = torch.arange(ranks.world_size, device=losses.device)
         counts = torch.where(number < longer, longest, shortest)
         mask = torch.arange(longest, device=losses.device) < counts.unsqueeze(1)
-    weights: torch.Tensor = rule.weights(rows.view(ranks.world_size, longest), step=step, mask=mask)
+    weights: torch.Tensor = rule.weights(rows, step=step, mask=mask)
     return weights[ranks.rank, : len(losses)]
