@@ -83,6 +83,9 @@ def main() -> None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         start_step = saved["sampler"]["step"]
+    if start_step >= args.steps:
+        print(f"Nothing to do: {checkpoint} is of step {start_step}, and --steps is {args.steps}.")
+        return
     bare = model
     if world_size > 1:
         model = DistributedDataParallel(model)
