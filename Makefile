@@ -28,7 +28,7 @@ demo: $(VENV)/ready
 	$(PY) trainer_example/demo.py
 
 test: $(VENV)/ready
-	$(PY) -m pytest -n $(JOBS) $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 check: lint types generated schema
 
