@@ -83,6 +83,8 @@ class Training:
 
 def main() -> int:
     args = arguments()
+    # A demo that is told to end takes its processes along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     began = time.monotonic()
     work = Path(tempfile.mkdtemp(prefix="steelyard-demo-"))
     try:
