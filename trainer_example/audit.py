@@ -25,7 +25,7 @@ class Audit:
     step_losses: npt.NDArray[np.float64]
     """Mean unweighed loss of each batch: float64[steps]."""
     last_losses: npt.NDArray[np.float64]
-    """The newest loss of each example that was trained on: float64[n]."""
+    """The newest loss of each example of the second half of the steps: float64[n]. Older ones are another model's."""
 
 
 def audit(run: steelyard.Run, steps: int) -> Audit:
@@ -49,7 +49,7 @@ def audit(run: steelyard.Run, steps: int) -> Audit:
     for (step, _), loss in remembered.items():
         sums[step] += loss
     counts = np.bincount([step for step, _ in remembered], minlength=steps)
-    last = np.array([pairs[-1][1] for pairs in history if pairs])
+    last = np.array([pairs[-1][1] for pairs in history if pairs and pairs[-1][0] >= steps // 2])
     return Audit(len(batches), lost, tuple(faults), sums / np.maximum(counts, 1), last)
 
 

@@ -39,7 +39,7 @@ def draw(
         right.hist(last[name], bins, density=True, histtype="step", color=colour, label=name)
     left.set(title="text never trained on", xlabel="step", ylabel="loss per byte, nats")
     middle.set(title=f"batches trained on, unweighed, mean of {SMOOTHED_STEPS} steps", xlabel="step")
-    right.set(title="last loss of each example", xlabel="loss per byte, nats", ylabel="density")
+    right.set(title="last loss of each example, second half", xlabel="loss per byte, nats", ylabel="density")
     for axes in (left, middle):
         for k, step in enumerate(sorted(set(killed_at))):
             axes.axvline(step, color="grey", linewidth=0.6, linestyle=":", label="" if k else "server killed")
