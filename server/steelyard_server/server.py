@@ -59,8 +59,6 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="grpc edge", daemon=True)
         self._calls = ThreadPoolExecutor(settings.call_threads, thread_name_prefix="call")
         self._health = health.aio.HealthServicer()
         self._http: HttpEndpoint | None = None
@@ -81,6 +79,8 @@ class Server:
             map_size=int(settings.map_size_bytes),
             max_map_size=int(settings.max_map_size_bytes),
         )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="grpc edge", daemon=True)
         if settings.port_file is not None:
             # Left by a server that was killed: whoever waits for the file must not find an old one.
             settings.port_file.unlink(missing_ok=True)
@@ -128,8 +128,8 @@ class Server:
             self._await(self._stop(), _START_SECONDS)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_START_SECONDS)
-            if not self._thread.is_alive():
-                self._loop.close()
+        if not self._thread.is_alive():
+            self._loop.close()
         if self._http is not None:
             self._http.close()
         self._calls.shutdown(wait=False, cancel_futures=True)

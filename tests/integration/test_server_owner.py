@@ -81,11 +81,14 @@ def test_other_losses_after_a_rewind_lead_elsewhere_and_only_from_where_they_are
 def test_a_rewind_across_policy_changes_restores_the_columns_of_then(data):
     """Also a column that a later policy folded anew from later losses."""
     run, twin = scored(data, "r", staleness=0), scored(data, "twin", staleness=0)
-    train(run, 4)
-    run.change_policy(draw=MEAN)
-    train(run, 4)
-    run.change_policy(draw=SCORED)
-    train(run, 4)
+    with run.join(prefetch=1, timeout=20) as session:
+        for draw in (MEAN, SCORED, None):
+            for _ in range(4):
+                batch = session.next()
+                session.report(batch, loss(batch.ids, batch.step))
+            session.flush(20)
+            if draw is not None:
+                run.change_policy(draw=draw)
     run.rewind(3)
     train(twin, 3)
     assert everything(run) == everything(twin)
