@@ -89,6 +89,21 @@ def test_an_interval_store_reads_what_it_acknowledged_and_keeps_it_over_a_close(
     with_sync.close()
 
 
+def test_an_interval_store_reads_at_once_after_a_write_of_fences_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it waits for a commit, so no reader may wait for one either."""
+    monkeypatch.setattr(store_module, "WAIT_SECONDS", 5.0)
+    store = Store.open(tmp_path, durability="interval", interval=3600.0)
+    try:
+        answered = threading.Event()
+        store.write([Fence(store.generation)], lambda error: answered.set())
+        assert answered.wait(5)
+        assert store.get(Table.META, b"nothing") is None
+    finally:
+        store.close()
+
+
 def test_an_interval_store_commits_by_itself_when_the_interval_is_over(tmp_path: Path) -> None:
     store = Store.open(tmp_path, durability="interval", interval=0.05)
     before = store.stats().commits

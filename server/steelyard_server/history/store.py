@@ -520,6 +520,10 @@ class Store:
 
     def _append_to_tail(self, batch: list[_Write]) -> None:
         writes = [[op for op in write.ops if isinstance(op, Put)] for write in batch]
+        if not any(writes):
+            # Fences alone: there is nothing that a reader would have to wait for.
+            self._answer(batch, None)
+            return
         try:
             self._tail.append(self._pending.epoch, writes)
         except OSError as error:
