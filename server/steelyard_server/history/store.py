@@ -550,13 +550,14 @@ class Store:
             self._tail.clear()
 
     def _forget_pending(self, committed: int) -> None:
+        # First, so that whoever is woken finds the tail empty.
+        self._tail.clear()
         with self._changed:
             self._pending = _Pending(committed + 1)
             self._settled = self._tailed
             self._flush_wanted = False
             self._full = None
             self._changed.notify_all()
-        self._tail.clear()
 
     def _commit_batch(self, batch: list[_Write]) -> None:
         def commit() -> None:
