@@ -144,7 +144,8 @@ class RunServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListRuns(self, request, context):
-        """Idempotent, retriable. Sorted by name.
+        """Idempotent, retriable. Sorted by name. A run whose records are damaged is listed as it was created; GetRun says
+        DATA_LOSS and where.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -222,8 +223,9 @@ class RunServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Rewind(self, request, context):
-        """Takes the run back to `step`: what was drawn or reported for that step and later ones is undone. Ends the streams
-        of the run with ABORTED. Growth and retirements of the dataset are not undone; they take effect at `step`.
+        """Takes the run back to `step`: what was drawn or reported for that step and later ones is undone, and so is a policy
+        that was changed since. Ends the streams of the run with ABORTED, and its attempt: trainers join with a new one.
+        Growth and retirements of the dataset are not undone; they take effect at `step`.
         Idempotent. FAILED_PRECONDITION: the step is ahead of the run or no longer retained.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

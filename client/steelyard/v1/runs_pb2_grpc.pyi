@@ -48,7 +48,9 @@ class RunServiceStub:
     GetRun: _grpc.UnaryUnaryMultiCallable[_runs_pb2.GetRunRequest, _runs_pb2.GetRunResponse]
     """Idempotent, retriable."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_runs_pb2.ListRunsRequest, _runs_pb2.ListRunsResponse]
-    """Idempotent, retriable. Sorted by name."""
+    """Idempotent, retriable. Sorted by name. A run whose records are damaged is listed as it was created; GetRun says
+    DATA_LOSS and where.
+    """
     DeleteRun: _grpc.UnaryUnaryMultiCallable[_runs_pb2.DeleteRunRequest, _runs_pb2.DeleteRunResponse]
     """Deletes a run, its history and journal. Its streams end with NOT_FOUND. A second call is NOT_FOUND."""
     ChangePolicy: _grpc.UnaryUnaryMultiCallable[_runs_pb2.ChangePolicyRequest, _runs_pb2.ChangePolicyResponse]
@@ -82,8 +84,9 @@ class RunServiceStub:
     DeleteBookmark: _grpc.UnaryUnaryMultiCallable[_runs_pb2.DeleteBookmarkRequest, _runs_pb2.DeleteBookmarkResponse]
     """Idempotent: deleting what is not there succeeds."""
     Rewind: _grpc.UnaryUnaryMultiCallable[_runs_pb2.RewindRequest, _runs_pb2.RewindResponse]
-    """Takes the run back to `step`: what was drawn or reported for that step and later ones is undone. Ends the streams
-    of the run with ABORTED. Growth and retirements of the dataset are not undone; they take effect at `step`.
+    """Takes the run back to `step`: what was drawn or reported for that step and later ones is undone, and so is a policy
+    that was changed since. Ends the streams of the run with ABORTED, and its attempt: trainers join with a new one.
+    Growth and retirements of the dataset are not undone; they take effect at `step`.
     Idempotent. FAILED_PRECONDITION: the step is ahead of the run or no longer retained.
     """
     Fork: _grpc.UnaryUnaryMultiCallable[_runs_pb2.ForkRequest, _runs_pb2.ForkResponse]
@@ -113,7 +116,9 @@ class RunServiceAsyncStub(RunServiceStub):
     GetRun: _aio.UnaryUnaryMultiCallable[_runs_pb2.GetRunRequest, _runs_pb2.GetRunResponse]  # type: ignore[assignment]
     """Idempotent, retriable."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_runs_pb2.ListRunsRequest, _runs_pb2.ListRunsResponse]  # type: ignore[assignment]
-    """Idempotent, retriable. Sorted by name."""
+    """Idempotent, retriable. Sorted by name. A run whose records are damaged is listed as it was created; GetRun says
+    DATA_LOSS and where.
+    """
     DeleteRun: _aio.UnaryUnaryMultiCallable[_runs_pb2.DeleteRunRequest, _runs_pb2.DeleteRunResponse]  # type: ignore[assignment]
     """Deletes a run, its history and journal. Its streams end with NOT_FOUND. A second call is NOT_FOUND."""
     ChangePolicy: _aio.UnaryUnaryMultiCallable[_runs_pb2.ChangePolicyRequest, _runs_pb2.ChangePolicyResponse]  # type: ignore[assignment]
@@ -147,8 +152,9 @@ class RunServiceAsyncStub(RunServiceStub):
     DeleteBookmark: _aio.UnaryUnaryMultiCallable[_runs_pb2.DeleteBookmarkRequest, _runs_pb2.DeleteBookmarkResponse]  # type: ignore[assignment]
     """Idempotent: deleting what is not there succeeds."""
     Rewind: _aio.UnaryUnaryMultiCallable[_runs_pb2.RewindRequest, _runs_pb2.RewindResponse]  # type: ignore[assignment]
-    """Takes the run back to `step`: what was drawn or reported for that step and later ones is undone. Ends the streams
-    of the run with ABORTED. Growth and retirements of the dataset are not undone; they take effect at `step`.
+    """Takes the run back to `step`: what was drawn or reported for that step and later ones is undone, and so is a policy
+    that was changed since. Ends the streams of the run with ABORTED, and its attempt: trainers join with a new one.
+    Growth and retirements of the dataset are not undone; they take effect at `step`.
     Idempotent. FAILED_PRECONDITION: the step is ahead of the run or no longer retained.
     """
     Fork: _aio.UnaryUnaryMultiCallable[_runs_pb2.ForkRequest, _runs_pb2.ForkResponse]  # type: ignore[assignment]
@@ -193,7 +199,9 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _runs_pb2.ListRunsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runs_pb2.ListRunsResponse, _abc.Awaitable[_runs_pb2.ListRunsResponse]]:
-        """Idempotent, retriable. Sorted by name."""
+        """Idempotent, retriable. Sorted by name. A run whose records are damaged is listed as it was created; GetRun says
+        DATA_LOSS and where.
+        """
 
     @_abc_1.abstractmethod
     def DeleteRun(
@@ -287,8 +295,9 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _runs_pb2.RewindRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runs_pb2.RewindResponse, _abc.Awaitable[_runs_pb2.RewindResponse]]:
-        """Takes the run back to `step`: what was drawn or reported for that step and later ones is undone. Ends the streams
-        of the run with ABORTED. Growth and retirements of the dataset are not undone; they take effect at `step`.
+        """Takes the run back to `step`: what was drawn or reported for that step and later ones is undone, and so is a policy
+        that was changed since. Ends the streams of the run with ABORTED, and its attempt: trainers join with a new one.
+        Growth and retirements of the dataset are not undone; they take effect at `step`.
         Idempotent. FAILED_PRECONDITION: the step is ahead of the run or no longer retained.
         """
 
