@@ -50,6 +50,7 @@ SERVICES = (
 )
 _START_SECONDS = 60.0
 _HEALTH_SECONDS = 0.25
+_SIGNAL_SECONDS = 0.1
 
 _log = logger(__name__)
 
@@ -211,17 +212,20 @@ class Server:
 
 def serve(settings: Settings) -> int:
     """Runs a server until SIGTERM or SIGINT; the exit status: 0 after a whole drain, 1 after a cut one."""
-    asked = threading.Event()
+    asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
-        _log.info("draining", signal=signal.Signals(number).name, grace_seconds=settings.grace_seconds)
-        asked.set()
+        asked.append(number)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     server = Server(settings)
     try:
         server.start()
-        asked.wait()
+        # Not a wait on a lock: where the system hands the signal to another thread, nothing would end that wait, and
+        # a handler that runs in the middle of it could wait for its own thread.
+        while not asked:
+            time.sleep(_SIGNAL_SECONDS)
+        _log.info("draining", signal=signal.Signals(asked[0]).name, grace_seconds=settings.grace_seconds)
         return 0 if server.stop() else 1
     finally:
         for number, handler in before.items():

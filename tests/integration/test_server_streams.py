@@ -119,6 +119,18 @@ def test_a_rank_that_died_goes_on_at_its_first_step_that_is_not_reported(client,
     assert again.expect("batch").step == 300
 
 
+def test_a_rank_whose_slice_is_empty_starts_where_the_others_are(client, raw):
+    client.create_dataset("d", 64)
+    client.create_run("r", dataset="d", batch_size=2)
+    busy = raw.trainer()
+    busy.join("r", world_size=3, credit=5)
+    for _ in range(5):
+        busy.expect("batch")
+    idle = raw.trainer()
+    assert idle.join("r", world_size=3, rank=2).start_step == 0
+    assert idle.expect("batch").ids.count == 0
+
+
 def test_leaving_comes_after_the_acknowledgements(client, raw):
     client.create_dataset("d", 64)
     client.create_run("r", dataset="d", batch_size=8)

@@ -373,7 +373,11 @@ class Run:
                     f"{state.next_step}, the next step to draw; got {join.resume_step}"
                 )
             return join.resume_step
-        return state.first_unreported(rank.slice_of, max(state.attempts.start_step, state.closed_steps))
+        first_open = max(state.attempts.start_step, state.closed_steps)
+        if not rank.slice_of(state.spec.batch_size)[1]:
+            # It never reports, so what it has trained is not known: it goes where the others may be.
+            return first_open
+        return state.first_unreported(rank.slice_of, first_open)
 
     def _credit(self, outbox: Outbox, batches: int) -> None:
         rank = self._ranks.of(outbox)
