@@ -25,7 +25,9 @@ def address(tmp_path_factory):
 
 
 def run_program(name, *arguments, timeout=60):
-    command = [sys.executable, "-W", "error", str(PROGRAMS / name), *arguments]
+    # From Python 3.12 on the interpreter warns of what is tested here: a fork of a process that has threads.
+    warnings = ["-W", "error", "-W", "ignore:This process:DeprecationWarning"]
+    command = [sys.executable, *warnings, str(PROGRAMS / name), *arguments]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     assert ran.returncode == 0, f"status {ran.returncode}\n{ran.stdout}\n{ran.stderr}"
     return ran.stdout.split("\n")[:-1]

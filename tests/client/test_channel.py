@@ -1,0 +1,48 @@
+"""Errors of calls say which server was asked for what."""
+
+import json
+
+import pytest
+
+from steelyard import errors
+from steelyard.channel import _OPTIONS, explained
+from steelyard.v1 import datasets_pb2, runs_pb2
+
+
+@pytest.mark.parametrize("kind", [errors.Unavailable, errors.Internal, errors.ResourceExhausted])
+def test_what_the_server_cannot_explain_gets_its_address_and_the_purpose(kind):
+    error = explained(kind("connection refused"), "a:1", "asking for run 'r'", 3)
+    assert type(error) is kind
+    assert str(error) == f"asking for run 'r': a:1 answered {error.code}: connection refused"
+
+
+def test_a_deadline_says_how_long_was_waited():
+    error = explained(errors.DeadlineExceeded("late"), "a:1", "asking for run 'r'", 3)
+    assert str(error).startswith("asking for run 'r': no answer from a:1 within 3 s;")
+    assert isinstance(error, TimeoutError)
+
+
+@pytest.mark.parametrize(
+    "kind", [errors.InvalidArgument, errors.NotFound, errors.AlreadyExists, errors.Aborted]
+)
+def test_what_the_server_explains_is_left_as_it_is(kind):
+    error = kind("the server's words")
+    assert explained(error, "a:1", "asking", 3) is error
+
+
+def test_only_methods_that_exist_and_may_be_repeated_are_retried():
+    config = json.loads(str(dict(_OPTIONS)["grpc.service_config"]))
+    (rule,) = config["methodConfig"]
+    services = {
+        one.full_name: one
+        for module in (datasets_pb2, runs_pb2)
+        for one in module.DESCRIPTOR.services_by_name.values()
+    }
+    retried = {(one["service"], one["method"]) for one in rule["name"]}
+    for service, method in retried:
+        assert method in services[service].methods_by_name
+    everything = {(name, method) for name, one in services.items() for method in one.methods_by_name}
+    assert {method for _, method in everything - retried} == {
+        *("CreateDataset", "DeleteDataset", "CreateRun", "DeleteRun", "Observe", "Fork")
+    }
+    assert rule["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
