@@ -45,12 +45,14 @@ class Past:
     """A run as it was when `step` was next: the state, and where its journal continues.
 
     `cut` is the number of the first record to undo; `survivors` are events from there on that are not undone by going
-    back: reports of earlier steps, and what the dataset has become.
+    back: reports of earlier steps, and what the dataset has become. `chain` is the journal's before `cut` where only a
+    checkpoint knows it: where everything older is pruned.
     """
 
     state: RunState
     cut: int
     survivors: Sequence[Event]
+    chain: bytes | None
 
 
 class RunLog:
@@ -134,12 +136,12 @@ class RunLog:
         survivors = [event for _, event in self.journal.read(cut) if _survives(event, step)]
         for event in survivors:
             state.apply(event)
-        return Past(state, cut, survivors)
+        return Past(state, cut, survivors, chain if start == cut else None)
 
     def rewind(self, past: Past, then: Sequence[Event]) -> list[Op]:
         """Cuts the journal where `past` says and appends its survivors and the events `then`, all in these ops."""
         return [
-            *self.journal.cut(past.cut, [*past.survivors, *then]),
+            *self.journal.cut(past.cut, [*past.survivors, *then], chain=past.chain),
             *self._checkpoints.drop_after(past.cut),
             *self._history.drop_after(past.cut),
         ]
