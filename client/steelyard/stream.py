@@ -31,6 +31,8 @@ _DOUBTFUL = frozenset({"INTERNAL", "UNKNOWN"})
 _DOUBTFUL_TRIES = 3
 # What has gathered is sent together up to this size, well below any limit of a server; a larger message goes alone.
 _REQUEST_BYTES = 1 << 20
+# Our own, so that a program that seeds or watches the module's generator does not meet ours.
+_JITTER = random.Random()  # noqa: S311 -- jitter keeps no secret
 
 
 class Owner(Protocol):
@@ -130,7 +132,7 @@ class Stream:
                     f"{self._purpose}: gave up after {down:.0f} s of trying to reach it; last error: {error}"
                 )
             self._owner.broke(error)
-            if self._stop.wait(delay * random.uniform(0.5, 1.0)):  # noqa: S311 -- jitter keeps no secret
+            if self._stop.wait(delay * _JITTER.uniform(0.5, 1.0)):
                 return None
             delay = min(2 * delay, _LAST_DELAY)
 
