@@ -34,7 +34,7 @@ from steelyard_server.history.errors import StoreError
 from steelyard_server.history.store import Store
 from steelyard_server.log import logger
 from steelyard_server.runs.catalog import Catalog
-from steelyard_server.runs.run import CheckpointRule
+from steelyard_server.runs.journaled import CheckpointRule
 from steelyard_server.service.calls import offloaded
 from steelyard_server.service.datasets import DatasetService
 from steelyard_server.service.http import HttpEndpoint
@@ -156,7 +156,8 @@ class Server:
                 ("grpc.max_send_message_length", -1),
                 # A peer whose machine died does not say so: its rank is free again after these times.
                 ("grpc.keepalive_time_ms", 30_000),
-                ("grpc.keepalive_timeout_ms", 20_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
+                ("grpc.http2.ping_timeout_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ]

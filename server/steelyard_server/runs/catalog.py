@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from steelyard_server.core.events import Event, Float32s, Ids
+from steelyard_server.core.events import Event, Float32s, Ids, RunCreated
 from steelyard_server.history import registry
 from steelyard_server.history.errors import RecordDamaged, StoreError
 from steelyard_server.history.ops import Op
@@ -22,18 +22,14 @@ from steelyard_server.history.store import Store
 from steelyard_server.log import logger
 from steelyard_server.policies.columns import parse_derived
 from steelyard_server.policies.policy import Policy
+from steelyard_server.runs.changes import changed_policy, policy_events
 from steelyard_server.runs.datasets import MAX_SIZE, Dataset, DatasetInfo, news_for
 from steelyard_server.runs.errors import Exists, Invalid, Missing, Unavailable, Unready
+from steelyard_server.runs.journaled import CheckpointRule
 from steelyard_server.runs.locks import NamedLocks
 from steelyard_server.runs.log import RunLog
-from steelyard_server.runs.run import (
-    CheckpointRule,
-    Run,
-    RunInfo,
-    changed_policy,
-    created_event,
-    policy_events,
-)
+from steelyard_server.runs.ownership import RunInfo
+from steelyard_server.runs.run import Run
 from steelyard_server.runs.spec import NAME, RunSpec, parse_spec
 from steelyard_server.runs.state import Attempts, RunState
 
@@ -203,7 +199,7 @@ class Catalog:
                 spec.name, self._registry.allocate_id(), spec.dataset, spec.model_dump(mode="json")
             )
             log = self._open_log(row)
-            state, created = log.create(created_event(spec, dataset.size))
+            state, created = log.create(RunCreated(spec.model_dump(mode="json"), dataset.size))
             news = news_for(state, dataset, lambda column: self._column(dataset, column))
             self._store.commit([*self._registry.put_run(row), *created, *log.append(news)])
             with self._lock:
@@ -277,7 +273,7 @@ class Catalog:
             parent=parent_name,
             parent_step=step,
         )
-        created = created_event(state.spec, state.examples.size)
+        created = RunCreated(state.spec.model_dump(mode="json"), state.examples.size)
         log = self._open_log(row)
         self._store.commit(parent.copy_history(log, seq))
         self._store.commit([*self._registry.put_run(row), *log.adopt(created, state)])

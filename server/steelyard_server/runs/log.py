@@ -234,8 +234,10 @@ class RunLog:
 
 def _survives(event: Event, step: int) -> bool:
     match event:
-        case LossesReported() | SignalsObserved() | StepClosed():
+        case LossesReported() | StepClosed():
             return event.step < step
+        case SignalsObserved(at):
+            return at is not None and at < step
         case ColumnSet():
             # A derived column is set where a policy change folds the history into it: with the policy, it goes.
             return parse_derived(event.name) is None

@@ -229,7 +229,9 @@ class RunState:
         self._advance()
 
     def _apply_observed(self, event: SignalsObserved) -> None:
-        if self.spec.staleness == "any":
+        if event.step is None:
+            self._fold(self.next_step, event.ids, event.signals)
+        elif self.spec.staleness == "any":
             self._fold(event.step, event.ids, event.signals)
         else:
             self.observed.append(Observation(event.step, event.ids, event.signals))

@@ -25,7 +25,7 @@ from steelyard_server.runs.messages import (
     Slice,
     Weights,
 )
-from steelyard_server.runs.run import RunInfo
+from steelyard_server.runs.ownership import RunInfo
 from steelyard_server.runs.spec import RunSpec, parse_spec
 from steelyard_server.runs.stats import RunStats
 from steelyard_server.service.errors import status_of

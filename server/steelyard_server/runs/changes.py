@@ -1,0 +1,41 @@
+"""A change of policy, as events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from steelyard_server.core.events import ColumnSet, Event, PolicyChanged
+from steelyard_server.policies.policy import Policy, PolicyError, parse_policy
+from steelyard_server.runs.errors import Invalid
+from steelyard_server.runs.log import RunLog
+from steelyard_server.runs.state import RunState
+
+
+def changed_policy(
+    state: RunState, draw: Mapping[str, Any] | None, weigher: Mapping[str, Any] | None
+) -> Policy:
+    """The run's policy with the given parts in place of its own; Invalid where it cannot serve the run."""
+    try:
+        policy = parse_policy(draw or state.spec.draw, weigher or state.spec.weigh)
+    except PolicyError as error:
+        raise Invalid(str(error)) from error
+    drawable = state.examples.size - len(state.examples.retired)
+    obstacle = policy.draw.too_small(drawable, state.spec.batch_size)
+    if obstacle is not None:
+        raise Invalid(obstacle)
+    return policy
+
+
+def policy_events(state: RunState, policy: Policy, log: RunLog, seq: int | None) -> list[Event]:
+    """The change to `policy`, with the derived columns that the state lacks, folded from the history as of `seq`."""
+    events: list[Event] = [PolicyChanged(policy.canonical())]
+    for derived in policy.draw.derived:
+        if any(name not in state.examples.columns for name in derived.columns):
+            for name, values in log.rebuilt_columns(derived, state, seq).items():
+                known = np.flatnonzero(~np.isnan(values))
+                if len(known):
+                    events.append(ColumnSet(name, known, values[known]))
+    return events

@@ -1,0 +1,206 @@
+"""A run's state in memory together with its log on disk, so that the two never disagree for longer than a write.
+
+Belongs to the run's own thread. Where a write fails, its outcome is unknown: the state in memory is forgotten and read
+from disk when it is next asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from steelyard_server.core.events import AttemptBegan, Event
+from steelyard_server.history.errors import RecordDamaged, StoreError
+from steelyard_server.history.ops import Op, Put
+from steelyard_server.history.store import Store
+from steelyard_server.log import logger
+from steelyard_server.policies.policy import Policy
+from steelyard_server.runs.changes import policy_events
+from steelyard_server.runs.errors import Unavailable, Unready
+from steelyard_server.runs.log import RunLog
+from steelyard_server.runs.state import RunState
+
+_log = logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRule:
+    """A checkpoint is made when either bound is passed, so both bound what a restart has to replay."""
+
+    seconds: float = 300.0
+    journal_bytes: int = 256 << 20
+
+
+class Journaled:
+    """`on_lost` is called when the state was forgotten, `on_replaced` when another took its place by going back;
+    `post` puts a callable on the run's thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        open_log: Callable[[], RunLog],
+        name: str,
+        *,
+        rule: CheckpointRule,
+        reconcile: Callable[[RunState], Sequence[Event]],
+        clock: Callable[[], float] = time.monotonic,
+        post: Callable[[Callable[[], None]], object],
+        on_lost: Callable[[], None],
+        on_replaced: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.log: RunLog
+        self._store = store
+        self._open_log = open_log
+        self._rule = rule
+        self._reconcile = reconcile
+        self._clock = clock
+        self._post = post
+        self._on_lost = on_lost
+        self._on_replaced = on_replaced
+        self._state: RunState | None = None
+        self._broken: Exception | None = None
+        self._last_checkpoint = clock()
+        self._bytes_since_checkpoint = 0
+
+    # ---- reading ----
+
+    @property
+    def loaded(self) -> bool:
+        return self._state is not None
+
+    @property
+    def broken(self) -> bool:
+        """Whether the run cannot be read from disk, for good."""
+        return self._broken is not None
+
+    def state(self) -> RunState:
+        """The state, read from disk where it is not in memory. Raises what stands against that."""
+        if self._state is None and self._broken is None:
+            self.load()
+        if self._broken is not None:
+            raise self._broken.with_traceback(None)
+        if self._state is None:
+            raise Unavailable(f"run {self.name!r} is not loaded yet; try again")
+        return self._state
+
+    def load(self) -> None:
+        """Reads the run from disk. Where that fails for good, every later `state()` says so."""
+        try:
+            self.log = self._open_log()
+            self._state = self.log.load()
+            self._last_checkpoint, self._bytes_since_checkpoint = self._clock(), self.log.replayed_bytes
+            self.take_news()
+        except RecordDamaged as damage:
+            _log.error("run_damaged", run=self.name, place=damage.place, why=damage.why)
+            self._broken, self._state = damage, None
+        except StoreError as error:
+            _log.warning("run_not_loaded", run=self.name, error=str(error))
+            self._state = None
+        except Exception as error:
+            _log.exception("run_not_loaded", run=self.name)
+            self._broken, self._state = error, None
+
+    def check_step(self, step: int) -> None:
+        """Unready where the run cannot go back to `step`."""
+        state, oldest = self.state(), self.log.oldest_step()
+        if not oldest <= step <= state.next_step:
+            raise Unready(
+                f"expected a step between {oldest}, the oldest retained, and {state.next_step}, the next to draw; "
+                f"got {step}"
+            )
+
+    # ---- writing ----
+
+    def write(self, events: Sequence[Event], then: Callable[[], None]) -> None:
+        """Applies and journals `events`; `then` runs on the writer's thread once they are durable."""
+        with self._writing() as (state, log):
+            ops = self._apply(state, events)
+
+            def settle(error: BaseException | None) -> None:
+                if error is None:
+                    then()
+                else:
+                    self._post(lambda: self._lost(log))
+
+            self._store.write(ops, settle)
+
+    def write_and_wait(self, events: Sequence[Event]) -> None:
+        """Applies and journals `events`; durable on return."""
+        with self._writing() as (state, _):
+            self._store.commit(self._apply(state, events))
+
+    def settle(self) -> None:
+        """On return everything written before is durable."""
+        self._commit([])
+
+    def take_news(self) -> None:
+        """Takes over what the dataset has become; durable on return."""
+        events = self._reconcile(self.state())
+        if events:
+            self.write_and_wait(events)
+
+    def rewind(self, step: int, then: AttemptBegan, *, policy: Policy | None = None) -> None:
+        """Takes the run back to `step` and goes on with `then`, and with `policy` where one is given, else with that
+        of then. All of it is durable, or nothing."""
+        self.settle()
+        past = self.log.past(step)
+        events: list[Event] = [then]
+        if policy is not None and policy.canonical() != past.state.policy.canonical():
+            events += policy_events(past.state, policy, self.log, past.cut)
+        for event in events:
+            past.state.apply(event)
+        self._commit(self.log.rewind(past, events))
+        self._state = past.state
+        self._on_replaced()
+        self.take_news()
+        _log.info("run_rewound", run=self.name, step=step)
+
+    def checkpoint(self) -> None:
+        state = self.state()
+        self._commit(self.log.checkpoint(state))
+        self._commit(self.log.prune(state))
+        self._last_checkpoint, self._bytes_since_checkpoint = self._clock(), 0
+
+    def checkpoint_if_changed(self) -> None:
+        if self._bytes_since_checkpoint:
+            self.checkpoint()
+
+    def checkpoint_if_due(self) -> None:
+        due = self._clock() - self._last_checkpoint > self._rule.seconds
+        if self._bytes_since_checkpoint > (0 if due else self._rule.journal_bytes):
+            self.checkpoint()
+
+    # ---- inside ----
+
+    def _commit(self, ops: Sequence[Op]) -> None:
+        """Writes `ops` behind everything written before; on return they are durable, and so is all of that."""
+        with self._writing() as (_, log):
+            self._store.commit([log.journal.fence(), *ops])
+
+    def _apply(self, state: RunState, events: Sequence[Event]) -> list[Op]:
+        for event in events:
+            state.apply(event)
+        ops = self.log.append(events)
+        self._bytes_since_checkpoint += sum(len(op.value) for op in ops if isinstance(op, Put))
+        return ops
+
+    @contextmanager
+    def _writing(self) -> Iterator[tuple[RunState, RunLog]]:
+        """Whatever goes wrong between applying events and handing them to the store, the disk is right."""
+        state, log = self.state(), self.log
+        try:
+            yield state, log
+        except Exception:
+            self._lost(log)
+            raise
+
+    def _lost(self, written: RunLog) -> None:
+        """A write of `written` failed: what is in memory may not be on disk. Forgets it, unless that was done
+        already."""
+        if self._state is not None and written is self.log:
+            _log.warning("run_reloads", run=self.name)
+            self._state = None
+            self._on_lost()

@@ -1,0 +1,318 @@
+"""What a run does for its trainers: seats ranks, draws and sends batches, takes reports, answers with weights.
+
+Belongs to the run's own thread. Every event goes the same way: it is judged against the state, applied to it, and
+written; what follows from it (a batch, an acknowledgement) is sent by the store's callback, once it is durable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from steelyard import weigh
+from steelyard_server.core.events import AttemptBegan, BatchDrawn, Event, LossesReported, StepClosed
+from steelyard_server.history.errors import RecordDamaged, StoreError
+from steelyard_server.log import logger
+from steelyard_server.runs import reports
+from steelyard_server.runs.durable import Durable
+from steelyard_server.runs.errors import RunError, Superseded, Unavailable, Unready
+from steelyard_server.runs.journaled import Journaled
+from steelyard_server.runs.messages import (
+    Acknowledgement,
+    Disposition,
+    Join,
+    Joined,
+    Outbox,
+    Refusal,
+    Report,
+    Slice,
+)
+from steelyard_server.runs.ranks import Rank, Ranks, check_attempt, check_credit, check_join
+from steelyard_server.runs.weighing import StepWeights, draw_weight
+
+_log = logger(__name__)
+
+
+class Serving:
+    """The streams of one run. `tally` counts reports that changed nothing since the server started."""
+
+    def __init__(self, run: Journaled, clock: Callable[[], float] = time.monotonic) -> None:
+        self.ranks = Ranks()
+        self.weights = StepWeights()
+        self.tally = {"duplicate": 0, "late": 0, "refused": 0}
+        self.draining = False
+        self._run = run
+        self._clock = clock
+        self._undurable: dict[int, Durable] = {}
+        self._rules: dict[int, weigh.Rule] = {}
+        self._waited_since: dict[int, float] = {}
+
+    def forget(self) -> None:
+        """The state was replaced: whatever was kept beside it belonged to the one before."""
+        self._undurable.clear()
+        self._rules.clear()
+        self.weights = StepWeights()
+
+    def forget_rules(self) -> None:
+        self._rules.clear()
+
+    def await_durable(self, step: int) -> None:
+        """On return the draw of `step` is on disk, if it was made."""
+        pending = self._undurable.get(step)
+        if pending is not None and not pending.reached:
+            self._run.settle()
+
+    def end_streams(self, error: Exception | None) -> None:
+        self.ranks.end_all(error)
+        self.weights.forget_waiters()
+        self._waited_since.clear()
+
+    def join(self, join: Join, outbox: Outbox) -> None:
+        if self.draining:
+            raise Unavailable("the server drains; join again")
+        check_join(join)
+        state = self._run.state()
+        check_credit(join.credit, state.spec.report_window)
+        if check_attempt(join, state.attempts):
+            self._begin_attempt(join)
+        else:
+            self.ranks.check_free(join)
+        state = self._run.state()
+        rank = Rank(join.session, join.rank, join.replica, join.world_size, outbox, 0, join.credit)
+        rank.cursor = self._first_step_of(rank, join)
+        rank.weigher_step = state.weighers[-1][0]
+        before = self.ranks.seat(rank)
+        if before is not None:
+            before.outbox.end(Superseded(f"session {join.session!r} joined again on another stream"))
+        policy = state.policy
+        outbox.send(
+            Joined(
+                state.spec,
+                state.examples.size,
+                rank.cursor,
+                state.attempts.current,
+                policy.draw.reads_reports,
+                policy.weigh.reads == "losses",
+            )
+        )
+        self.pump()
+
+    def _begin_attempt(self, join: Join) -> None:
+        """Ends the attempt before and, where steps from `start` on left a trace, takes the run back to `start`."""
+        state = self._run.state()
+        onwards = max(state.closed_steps, self._run.log.oldest_step())
+        start = onwards if join.start_step is None else join.start_step
+        self._run.check_step(start)
+        self.end_streams(
+            Superseded(
+                f"attempt {join.attempt!r} has begun at step {start}; this trainer belongs to an older launch"
+            )
+        )
+        began = AttemptBegan(join.attempt, join.world_size, start)
+        if self._left_a_trace(start):
+            self._run.rewind(start, began, policy=state.policy)
+        else:
+            self._run.write_and_wait([began])
+
+    def _left_a_trace(self, start: int) -> bool:
+        """Whether the run differs from one that never went past `start`; batches drawn ahead alone do not count."""
+        state = self._run.state()
+        if state.closed_steps > start or state.weighers[-1][0] > start or state.spec.staleness == "any":
+            return start < state.next_step
+        if any(step > start for step in state.bookmarks.values()):
+            return True
+        reported = any(
+            record.closed or record.reported.any() for step, record in state.steps.items() if step >= start
+        )
+        return reported or any(seen.step >= start for seen in state.observed)
+
+    def _first_step_of(self, rank: Rank, join: Join) -> int:
+        state = self._run.state()
+        if join.resume_step is not None:
+            if not state.attempts.start_step <= join.resume_step <= state.next_step:
+                raise Unready(
+                    f"expected a resume_step between {state.attempts.start_step}, where the attempt began, and "
+                    f"{state.next_step}, the next step to draw; got {join.resume_step}"
+                )
+            return join.resume_step
+        first_open = max(state.attempts.start_step, state.closed_steps)
+        if not rank.slice_of(state.spec.batch_size)[1]:
+            # It never reports, so what it has trained is not known: it goes where the others may be.
+            return first_open
+        return state.first_unreported(rank.slice_of, first_open)
+
+    def credit(self, outbox: Outbox, batches: int) -> None:
+        rank = self.ranks.of(outbox)
+        if rank is not None:
+            self.guard(outbox, lambda: self._grant(rank, batches))
+
+    def _grant(self, rank: Rank, batches: int) -> None:
+        check_credit(rank.credit + batches, self._run.state().spec.report_window)
+        rank.credit += batches
+        self.pump()
+
+    def leave(self, outbox: Outbox) -> None:
+        """Frees the seat; the stream ends behind the acknowledgements of what it reported."""
+        if self.ranks.of(outbox) is None:
+            outbox.end(None)
+            return
+        self.ranks.leave(outbox)
+        self.guard(outbox, lambda: self._run.write([], lambda: outbox.end(None)))
+
+    def pump(self) -> None:
+        """Sends batches wherever there is credit, drawing what is not drawn yet.
+
+        One batch a rank in turn, so that a rank with much credit does not keep the others waiting.
+        """
+        hungry = [rank for rank in self.ranks if rank.credit > 0]
+        while hungry:
+            hungry = [rank for rank in hungry if self._serve_guarded(rank) and rank.credit > 0]
+
+    def _serve_guarded(self, rank: Rank) -> bool:
+        """As _serve; what stands against it ends this rank's stream, and only this one."""
+        if self.ranks.of(rank.outbox) is not rank:
+            return False
+        try:
+            return self._serve(rank)
+        except (RunError, RecordDamaged) as error:
+            self.ranks.leave(rank.outbox)
+            rank.outbox.end(error)
+            return False
+
+    def _serve(self, rank: Rank) -> bool:
+        state = self._run.state()
+        if rank.cursor == state.next_step and not self._draw():
+            return False
+        step = rank.cursor
+        record = state.steps.get(step)
+        drawn = record.drawn if record is not None else self._run.log.journal.drawn(step)
+        if drawn is None:
+            raise Unready(f"step {step} is no longer retained")
+        message = self._slice(rank, drawn)
+        rank.cursor += 1
+        rank.credit -= 1
+        pending = self._undurable.get(step)
+        if pending is None:
+            rank.outbox.send(message)
+        else:
+            pending.then(lambda: rank.outbox.send(message))
+        return True
+
+    def _slice(self, rank: Rank, drawn: BatchDrawn) -> Slice:
+        state = self._run.state()
+        offset, count = rank.slice_of(len(drawn.ids))
+        rule_since = self._rule_since(drawn.step)
+        changed = rule_since != rank.weigher_step
+        rank.weigher_step = rule_since
+        weight = draw_weight(self.rule_of(drawn.step), drawn)
+        return Slice(
+            drawn,
+            offset,
+            count,
+            None if weight is None else weight[offset : offset + count],
+            state.examples.size,
+            {"draw": state.spec.draw, "weigh": state.weigher_of(drawn.step)} if changed else None,
+        )
+
+    def _rule_since(self, step: int) -> int:
+        """The step since when the rule of `step` has been in force."""
+        since: int = next(since for since, _ in reversed(self._run.state().weighers) if since <= step)
+        return since
+
+    def rule_of(self, step: int) -> weigh.Rule:
+        since = self._rule_since(step)
+        if since not in self._rules:
+            self._rules[since] = weigh.parse(self._run.state().weigher_of(step))
+        return self._rules[since]
+
+    def _draw(self) -> bool:
+        """Draws the next batch if it may be drawn now."""
+        state = self._run.state()
+        if self.draining or state.awaited_step() is not None:
+            return False
+        try:
+            event = state.draw()
+        except ValueError as error:
+            self.end_streams(Unready(f"step {state.next_step} cannot be drawn: {error}"))
+            return False
+        durable = Durable()
+        self._undurable = {step: one for step, one in self._undurable.items() if not one.reached}
+        self._undurable[event.step] = durable
+        self._run.write([event], durable.reach)
+        return True
+
+    def report(self, outbox: Outbox, report: Report) -> None:
+        if self.ranks.of(outbox) is None:
+            return
+        try:
+            disposition = reports.judge(self._run.state(), report, self._digest_of)
+        except RunError as error:
+            self.tally["refused"] += 1
+            outbox.send(Refusal(report.step, report.offset, report.count, error))
+            return
+        except StoreError as error:
+            outbox.end(error)
+            return
+        self.guard(outbox, lambda: self._take_report(outbox, report, disposition))
+
+    def _take_report(self, outbox: Outbox, report: Report, disposition: Disposition) -> None:
+        answer = Acknowledgement(report.step, report.offset, report.count, disposition)
+        events: list[Event] = []
+        if disposition is Disposition.APPLIED:
+            events = [LossesReported(report.step, report.offset, report.signals)]
+        else:
+            self.tally[disposition.name.lower()] += 1
+        # Also what changes nothing is answered in turn: the report that it repeats must be durable first.
+        self._run.write(events, lambda: outbox.send(answer))
+        if report.want_weights and report.step in self._run.state().steps:
+            self.weights.ask(report.step, report.offset, report.count, outbox)
+        self.send_weights(report.step)
+        self.pump()
+
+    def send_weights(self, step: int) -> None:
+        state = self._run.state()
+        record = state.steps.get(step)
+        if record is not None and record.closed:
+            for outbox, message in self.weights.answers(self.rule_of(step), record):
+                outbox.send(message)
+
+    def _digest_of(self, step: int) -> int | None:
+        drawn = self._run.log.journal.drawn(step)
+        return None if drawn is None else drawn.digest
+
+    def close_overdue(self) -> None:
+        """Closes the steps that a draw, or a trainer that asked for weights, has waited for too long. While every rank
+        of the attempt is connected, their reports may still come (an evaluation can take long), and nothing is closed.
+        """
+        state, now = self._run.state(), self._clock()
+        if self.draining or not len(self.ranks) or self.ranks.all_connected(state.attempts.world_size):
+            self._waited_since.clear()
+            return
+        waits = self.weights.awaited_steps()
+        awaited = state.awaited_step()
+        if awaited is not None and any(r.credit > 0 and r.cursor == state.next_step for r in self.ranks):
+            waits.add(awaited)
+        self._waited_since = {step: self._waited_since.get(step, now) for step in waits}
+        for step, since in sorted(self._waited_since.items()):
+            if now - since > state.spec.report_timeout:
+                _log.warning("step_closed", run=self._run.name, step=step, reason="timeout")
+                self.close_step(step, "timeout")
+
+    def close_step(self, step: int, reason: str) -> None:
+        state = self._run.state()
+        if step >= state.next_step:
+            raise Unready(f"step {step} is not drawn yet; the next step to draw is {state.next_step}")
+        record = state.steps.get(step)
+        if record is not None and not record.closed:
+            self._run.write_and_wait([StepClosed(step, reason)])
+            self.send_weights(step)
+            self.pump()
+
+    def guard(self, outbox: Outbox, action: Callable[[], None]) -> None:
+        """Ends the outbox with whatever `action` raises."""
+        try:
+            action()
+        except Exception as error:
+            if not isinstance(error, (RunError, StoreError)):
+                _log.exception("stream_failed", run=self._run.name)
+            outbox.end(error)
