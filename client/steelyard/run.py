@@ -127,19 +127,26 @@ class Run:
     # -- telling ---------------------------------------------------------------------------------------------------
 
     def observe(
-        self, ids: npt.ArrayLike, signals: Mapping[str, npt.ArrayLike] | npt.ArrayLike, *, step: int
+        self,
+        ids: npt.ArrayLike,
+        signals: Mapping[str, npt.ArrayLike] | npt.ArrayLike,
+        *,
+        step: int | None = None,
     ) -> None:
-        """Signals of ids that were not drawn (a scoring pass, an evaluation), as of `step`.
+        """Signals of ids that were not drawn: a scoring pass, an evaluation.
 
-        `signals` are losses, one for each id, or several named signals. Counts twice when it is repeated, so after an
-        Unavailable it is the caller's to decide. InvalidArgument: ids out of range, counts that differ, losses that the
-        policy cannot use.
+        The next draw knows them (step None), or they are folded with the reports of a step that was drawn, under the
+        run's staleness. `signals` are losses, one for each id, or several named signals. Counts twice when it is
+        repeated, so after an Unavailable it is the caller's to decide. InvalidArgument: ids out of range, counts that
+        differ, losses that the policy cannot use. FailedPrecondition: the step is not drawn yet.
         """
         values = id_array(ids)
         named = signals if isinstance(signals, Mapping) else {"loss": signals}
         if not named:
             raise InvalidArgument("signals: expected at least one, got none")
-        request = runs_pb2.ObserveRequest(name=self._name, ids=pack_ids(values), step=whole("step", step))
+        request = runs_pb2.ObserveRequest(name=self._name, ids=pack_ids(values))
+        if step is not None:
+            request.step = whole("step", step)
         for name, numbers in named.items():
             floats = float_array(f"signal {name!r}", numbers)
             if len(floats) != len(values):

@@ -132,8 +132,11 @@ def test_a_column_that_the_policy_does_not_keep_is_not_found(client):
 
 def test_observed_losses_are_known_to_the_run(client):
     run = client.create_run("r", dataset="d", batch_size=32, draw=SCORED, staleness=0)
-    run.observe([5, 6], [1.5, 2.5], step=0)
-    run.observe([7], {"loss": [3.5], "correct": [1]}, step=0)
+    run.observe([5, 6], [1.5, 2.5])
+    with pytest.raises(steelyard.FailedPrecondition, match="expected a step below 0, the next to draw"):
+        run.observe([7], [3.5], step=0)
+    run.observe([7], {"loss": [3.5], "correct": [1]})
+    np.testing.assert_array_equal(run.column("last_loss", [4, 5, 6, 7]), [np.nan, 1.5, 2.5, 3.5])
     train(run, 2)
     assert all((0, i - 3.5) in run.history([i])[0] for i in (5, 6, 7))
     for ids, signals, message in [
@@ -143,7 +146,17 @@ def test_observed_losses_are_known_to_the_run(client):
         ([-1], [1.0], "from 0 on"),
     ]:
         with pytest.raises(steelyard.InvalidArgument, match=message):
-            run.observe(ids, signals, step=0)
+            run.observe(ids, signals)
+
+
+def test_the_first_batch_knows_what_was_observed_before_it_under_any_staleness(client):
+    run = client.create_run(
+        "r", dataset="d", batch_size=32, staleness=16, draw={**SCORED, "floor": 0, "unseen": 1e-6}
+    )
+    ids = np.arange(40, 72)
+    run.observe(ids, np.full(32, 1e6))
+    with run.join() as session:
+        assert sorted(session.next().ids) == ids.tolist()
 
 
 def test_bookmarks_hold_steps_and_rewind_leads_back_to_them(client):

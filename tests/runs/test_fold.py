@@ -170,9 +170,11 @@ class Twin:
         self.closed[step] |= len(self.reported[step]) == self.batch_size
         self.advance()
 
-    def observe(self, step: int, ids: Sequence[int], losses: Sequence[float]) -> None:
+    def observe(self, step: int | None, ids: Sequence[int], losses: Sequence[float]) -> None:
         for example, loss in zip(ids, losses, strict=True):
-            if self.staleness == "any":
+            if step is None:
+                self.fold(len(self.drawn), example, loss)
+            elif self.staleness == "any":
                 self.fold(step, example, loss)
             else:
                 self.observed.append((step, example, loss))
@@ -468,11 +470,11 @@ class Fold(RuleBasedStateMachine):
                 self.do(e.LossesReported(step, 0, {"loss": f32(losses)}))
                 self.twin.report(step, 0, losses)
 
-    @rule(data=st.data(), ahead=st.integers(-6, 2))
-    def observe(self, data: st.DataObject, ahead: int) -> None:
+    @rule(data=st.data(), ahead=st.none() | st.integers(-6, 2))
+    def observe(self, data: st.DataObject, ahead: int | None) -> None:
         ids = data.draw(st.lists(st.integers(0, self.twin.size - 1), min_size=1, max_size=5))
         losses = [data.draw(st.sampled_from(LOSSES)) for _ in ids]
-        step = max(0, self.run.next_step + ahead)
+        step = None if ahead is None else max(0, self.run.next_step + ahead)
         self.do(e.SignalsObserved(step, np.array(ids), {"loss": f32(losses)}))
         self.twin.observe(step, ids, [float(x) for x in f32(losses)])
 

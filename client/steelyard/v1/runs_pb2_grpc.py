@@ -190,10 +190,11 @@ class RunServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Observe(self, request, context):
-        """Signals for ids that were not drawn (a scoring pass, an evaluation), as of `step`: they are folded together with
-        the reports of that step, or, when that step is folded already, before the next draw. Not idempotent: a repeated
-        call counts twice, so it is retried only when the server said that it changed nothing. INVALID_ARGUMENT: ids out
-        of range, counts that differ, losses that the policy cannot use.
+        """Signals for ids that were not drawn (a scoring pass, an evaluation). With a step they are folded together with the
+        reports of that step, or, when that step is folded already, at once; without, at once: the next draw knows them.
+        Not idempotent: a repeated call counts twice, so it is retried only when the server said that it changed nothing.
+        INVALID_ARGUMENT: ids out of range, counts that differ, losses that the policy cannot use. FAILED_PRECONDITION:
+        the step is not drawn yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -68,10 +68,11 @@ class RunServiceStub:
     column. Idempotent, retriable.
     """
     Observe: _grpc.UnaryUnaryMultiCallable[_runs_pb2.ObserveRequest, _runs_pb2.ObserveResponse]
-    """Signals for ids that were not drawn (a scoring pass, an evaluation), as of `step`: they are folded together with
-    the reports of that step, or, when that step is folded already, before the next draw. Not idempotent: a repeated
-    call counts twice, so it is retried only when the server said that it changed nothing. INVALID_ARGUMENT: ids out
-    of range, counts that differ, losses that the policy cannot use.
+    """Signals for ids that were not drawn (a scoring pass, an evaluation). With a step they are folded together with the
+    reports of that step, or, when that step is folded already, at once; without, at once: the next draw knows them.
+    Not idempotent: a repeated call counts twice, so it is retried only when the server said that it changed nothing.
+    INVALID_ARGUMENT: ids out of range, counts that differ, losses that the policy cannot use. FAILED_PRECONDITION:
+    the step is not drawn yet.
     """
     CloseStep: _grpc.UnaryUnaryMultiCallable[_runs_pb2.CloseStepRequest, _runs_pb2.CloseStepResponse]
     """Closes a step whose reports stopped coming: what was reported of it is folded, what was not is left out, and later
@@ -136,10 +137,11 @@ class RunServiceAsyncStub(RunServiceStub):
     column. Idempotent, retriable.
     """
     Observe: _aio.UnaryUnaryMultiCallable[_runs_pb2.ObserveRequest, _runs_pb2.ObserveResponse]  # type: ignore[assignment]
-    """Signals for ids that were not drawn (a scoring pass, an evaluation), as of `step`: they are folded together with
-    the reports of that step, or, when that step is folded already, before the next draw. Not idempotent: a repeated
-    call counts twice, so it is retried only when the server said that it changed nothing. INVALID_ARGUMENT: ids out
-    of range, counts that differ, losses that the policy cannot use.
+    """Signals for ids that were not drawn (a scoring pass, an evaluation). With a step they are folded together with the
+    reports of that step, or, when that step is folded already, at once; without, at once: the next draw knows them.
+    Not idempotent: a repeated call counts twice, so it is retried only when the server said that it changed nothing.
+    INVALID_ARGUMENT: ids out of range, counts that differ, losses that the policy cannot use. FAILED_PRECONDITION:
+    the step is not drawn yet.
     """
     CloseStep: _aio.UnaryUnaryMultiCallable[_runs_pb2.CloseStepRequest, _runs_pb2.CloseStepResponse]  # type: ignore[assignment]
     """Closes a step whose reports stopped coming: what was reported of it is folded, what was not is left out, and later
@@ -255,10 +257,11 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _runs_pb2.ObserveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runs_pb2.ObserveResponse, _abc.Awaitable[_runs_pb2.ObserveResponse]]:
-        """Signals for ids that were not drawn (a scoring pass, an evaluation), as of `step`: they are folded together with
-        the reports of that step, or, when that step is folded already, before the next draw. Not idempotent: a repeated
-        call counts twice, so it is retried only when the server said that it changed nothing. INVALID_ARGUMENT: ids out
-        of range, counts that differ, losses that the policy cannot use.
+        """Signals for ids that were not drawn (a scoring pass, an evaluation). With a step they are folded together with the
+        reports of that step, or, when that step is folded already, at once; without, at once: the next draw knows them.
+        Not idempotent: a repeated call counts twice, so it is retried only when the server said that it changed nothing.
+        INVALID_ARGUMENT: ids out of range, counts that differ, losses that the policy cannot use. FAILED_PRECONDITION:
+        the step is not drawn yet.
         """
 
     @_abc_1.abstractmethod

@@ -81,9 +81,9 @@ class LossesReported:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SignalsObserved:
-    """Signals of ids that were not drawn, as of `step`."""
+    """Signals of ids that were not drawn: as of `step`, or, where it is None, folded at once."""
 
-    step: int
+    step: int | None
     ids: Ids
     signals: Mapping[str, Float32s]
 

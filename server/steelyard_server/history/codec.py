@@ -139,7 +139,8 @@ def _put_signals_observed(event: SignalsObserved) -> events_pb2.SignalsObserved:
 
 
 def _get_signals_observed(message: events_pb2.SignalsObserved) -> SignalsObserved:
-    return SignalsObserved(message.step, unpack_ids(message.ids), _unpack_signals(message.signals))
+    step = message.step if message.HasField("step") else None
+    return SignalsObserved(step, unpack_ids(message.ids), _unpack_signals(message.signals))
 
 
 def _put_step_closed(event: StepClosed) -> events_pb2.StepClosed:

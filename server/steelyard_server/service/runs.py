@@ -60,7 +60,8 @@ class RunService:
 
     def Observe(self, request: pb.ObserveRequest) -> pb.ObserveResponse:
         signals = convert.signals_of(request.signals)
-        self._catalog.run(request.name).observe(request.step, convert.ids_of(request.ids), signals)
+        step = request.step if request.HasField("step") else None
+        self._catalog.run(request.name).observe(step, convert.ids_of(request.ids), signals)
         return pb.ObserveResponse()
 
     def CloseStep(self, request: pb.CloseStepRequest) -> pb.CloseStepResponse:
