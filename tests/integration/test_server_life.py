@@ -268,10 +268,17 @@ def test_a_run_that_cannot_be_read_is_listed_and_deleted_and_others_go_on(tmp_pa
         assert [one.name for one in client.list_runs()] == ["good"]
 
 
-def test_a_full_disk_is_lived_through(tmp_path):
-    """While files may not grow, nothing is acknowledged; when they may again, the same trainers go on."""
+def test_a_full_disk_is_lived_through(tmp_path, eventually):
+    """While files may not grow, nothing is acknowledged and health says so; when they may again, the same trainers go
+    on."""
     with ServerProcess(tmp_path / "s", map_size_bytes=1 << 20) as process:
         client = process.client(timeout=60)
+        channel = grpc.insecure_channel(process.address)
+        check = health_pb2_grpc.HealthStub(channel).Check
+
+        def health():
+            return check(health_pb2.HealthCheckRequest(), timeout=10).status
+
         client.create_dataset("d", 60)
         run = client.create_run("r", dataset="d", batch_size=60, draw=SCORED, staleness=1)
         served = []
@@ -290,9 +297,12 @@ def test_a_full_disk_is_lived_through(tmp_path):
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, hard))
             with pytest.raises(steelyard.DeadlineExceeded):
                 steps(1000, timeout=2)
+            eventually(lambda: health() == health_pb2.HealthCheckResponse.NOT_SERVING)
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
             steps(5)
             session.flush(60)
+            eventually(lambda: health() == health_pb2.HealthCheckResponse.SERVING)
+        channel.close()
         reported = run.stats().reported_losses
         with server(tmp_path / "twin") as calm:
             calm.create_dataset("d", 60)
