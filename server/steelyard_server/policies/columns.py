@@ -47,8 +47,12 @@ def parse_derived(name: str, *, decay: float = 0.9) -> Derived | None:
 
 def last_occurrence(ids: Ids) -> Ids:
     """Positions of the last occurrence of each id, in ascending order of id."""
-    _, from_the_end = np.unique(ids[::-1], return_index=True)
-    return np.asarray(len(ids) - 1 - from_the_end, dtype=np.int64)
+    # By hand: np.unique takes several times as long for a batch.
+    order = np.argsort(ids, kind="stable")
+    ranked = ids[order]
+    last = np.ones(len(ids), np.bool_)
+    np.not_equal(ranked[1:], ranked[:-1], out=last[:-1])
+    return order[last]
 
 
 def _rounds(ids: Ids) -> Iterator[Ids]:

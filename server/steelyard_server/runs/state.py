@@ -30,6 +30,7 @@ from steelyard_server.core.events import (
     SignalsObserved,
     StepClosed,
 )
+from steelyard_server.policies.columns import last_occurrence
 from steelyard_server.policies.draw import Drawer, Examples
 from steelyard_server.policies.policy import Policy
 from steelyard_server.runs.spec import RunSpec
@@ -350,7 +351,7 @@ class RunState:
             # The drawer is built before the columns change, so that it hears of every change.
             drawer = self.drawer
             derived.fold(self.examples.columns, ids[finite], values[finite])
-            changed = np.unique(ids[finite])
+            changed = ids[finite][last_occurrence(ids[finite])]
             for name in derived.columns:
                 self._mark(name, changed)
             drawer.changed(changed)
