@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ WEIGHERS: Mapping[str, Mapping[str, Any]] = {
     "linupper": {"method": "linupper", "r": 0.4},
 }
 WARMUP_SHARE = 1 / 20
+# That a worker has to write where it stands; it takes milliseconds.
+LAST_WORDS_SECONDS = 1.0
 
 
 def arguments() -> argparse.Namespace:
@@ -197,10 +200,16 @@ def check(processes: list[subprocess.Popen[bytes]], out: Path, deadline: float) 
     late = time.monotonic() > deadline
     if not failed and not late:
         return
+    workers = [worker for process in processes for worker in workers_of(process)]
     for process in processes:
         process.send_signal(signal.SIGABRT)
     for process in processes:
         process.wait(timeout=30)
+    # After the ranks, whose logs they write to.
+    for worker in workers:
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGABRT)
+    time.sleep(LAST_WORDS_SECONDS if workers else 0)
     logs = "\n".join(
         f"{log.name}:\n{log.read_text(errors='replace')[-6000:]}" for log in sorted(out.glob("*.log"))
     )
@@ -213,6 +222,15 @@ def check(processes: list[subprocess.Popen[bytes]], out: Path, deadline: float) 
     )
 
 
+def workers_of(process: subprocess.Popen[bytes]) -> list[int]:
+    """The processes that load data for a rank. None where it has ended, or where the system has no such list."""
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(child) for child in children.split()]
+
+
 def metrics(out: Path) -> list[dict[str, Any]]:
     """What rank 0 has written so far, one entry for each step."""
     path = out / "metrics.jsonl"
@@ -221,9 +239,16 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    """A port that is free now, below those that systems give to connections by themselves.
+
+    Rank 0 takes it only when it has imported torch, seconds later. Where another program has taken it by then, rank 0
+    ends with an error, and rank 1 waits in silence whatever its timeout.
+    """
+    for port in random.sample(range(10_000, 32_000), 100):
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("expected a free port from 10000 to 31999, got none in 100 tries")
 
 
 # -- all trainings -----------------------------------------------------------------------------------------------------
