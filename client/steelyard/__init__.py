@@ -16,7 +16,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# `forking` before anything that imports gRPC: it switches gRPC's fork handlers off.
 from steelyard import errors
+from steelyard import forking as _forking  # noqa: F401
 from steelyard.errors import (
     Aborted,
     AlreadyExists,

@@ -5,6 +5,11 @@ hangs or aborts (measured: about one child in five, while the parent streams). S
 has used gRPC is refused it at once, with an error that says what to do; children started by spawn or forkserver, and
 children forked before gRPC's first use, are free.
 
+The parent needs care too. gRPC's own fork handlers try to make a child usable; while streams are open they abort the
+child or stand still in the parent's fork, now and then (seen with two sessions and more in one process). gRPC reads
+whether to have them when it is first imported, so this module, which every import of the package brings, switches them
+off before that.
+
 The objects that such a child inherits are never destroyed in it either: destroying them takes locks whose owners are
 gone. They cost the child no more than the memory it shares with its parent.
 """
@@ -22,6 +27,14 @@ from typing import ClassVar
 from steelyard.errors import FailedPrecondition
 
 _LOG = logging.getLogger("steelyard")
+
+_VARIABLE = "GRPC_ENABLE_FORK_SUPPORT"
+_OFF = ("0", "false", "no", "off", "f", "n")
+
+# Whether gRPC was imported before this module could have a say.
+_TOO_LATE = "grpc" in sys.modules
+if not _TOO_LATE:
+    os.environ.setdefault(_VARIABLE, "0")
 
 # Names of gRPC's own threads, as Linux shows them; they tell that another library of this process uses gRPC.
 _THREADS = ("grpc_global_tim", "event_engine", "lifeguard")
@@ -47,19 +60,13 @@ def claim(purpose: str) -> None:
             f'process by "spawn" or "forkserver" (the handle pickles), or make the call in the parent'
         )
     if not _State.used:
-        # gRPC's own fork handlers try to make a child usable, cannot while a stream is open, and say so on stderr at
-        # every fork; fully enabled, they were seen to hang in the child. Nothing here needs them.
-        if os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0").lower() in (
-            "1",
-            "true",
-            "yes",
-            "on",
-            "t",
-            "y",
-        ):
+        if os.environ.get(_VARIABLE, "1").lower() not in _OFF:
             _LOG.warning(
-                "GRPC_ENABLE_FORK_SUPPORT is set: gRPC's own handlers may hang in processes forked while a session is "
-                "open; unset it, or start processes by spawn or forkserver"
+                "gRPC's own fork handlers are on, and they may hang or abort processes forked while a session is open, "
+                "a DataLoader's workers among them: %s",
+                f"import steelyard before grpc, or set {_VARIABLE}=0"
+                if _TOO_LATE
+                else f"unset {_VARIABLE}, or start processes by spawn or forkserver",
             )
         _State.used = True
 

@@ -3,6 +3,7 @@
 Every case runs in a process of its own with a deadline, so that a hang is a failure that names the case.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,45 @@ def test_loader_workers_hold_the_handle_while_the_session_streams(address, start
         assert said[1:] == ["worker: FAILED_PRECONDITION"] * 2
     else:
         assert said[1:] == ["worker: 16"] * 2
+
+
+def test_workers_may_be_forked_beside_many_sessions(address):
+    """gRPC's own fork handlers aborted the workers here, or stood still in the trainer's fork, once in some fifty; each
+    fork that they took part in is a line on stderr."""
+    pytest.importorskip("torch")
+    program = [sys.executable, str(PROGRAMS / "fork_beside_sessions.py"), address]
+    ran = subprocess.run(program, capture_output=True, text=True, timeout=100)
+    assert (ran.returncode, ran.stdout) == (0, "trained [64, 64, 64]\n"), ran.stderr
+    assert "fork_posix" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "steelyard.client",
+        "steelyard.session",
+        "steelyard.torch",
+        "steelyard.testing",
+        "steelyard.v1.runs_pb2_grpc",
+    ],
+)
+def test_grpc_is_imported_with_its_fork_handlers_off(module):
+    if module == "steelyard.torch":
+        pytest.importorskip("torch")
+    program = f"""
+import os, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "grpc":
+            print(os.environ.get("GRPC_ENABLE_FORK_SUPPORT"))
+sys.meta_path.insert(0, Watch())
+import {module}
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "GRPC_ENABLE_FORK_SUPPORT"}
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert ran.stdout == "0\n", ran.stderr
 
 
 def test_a_forked_child_is_told_at_once_and_neither_it_nor_its_parent_hangs(address):
