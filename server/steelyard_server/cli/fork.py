@@ -8,15 +8,19 @@ import typer
 import steelyard
 from steelyard_server.cli.options import (
     DEFAULT_ADDRESS,
+    DEFAULT_TIMEOUT,
     Address,
     AtBookmark,
     AtStep,
     RunName,
+    Timeout,
     step_or_bookmark,
 )
 
-Method = Annotated[
-    str | None, typer.Option(metavar="JSON", help='As in {"method": "shuffle"}. [default: the parent\'s]')
+_PARENTS = "[default: the parent's]"
+Draw = Annotated[str | None, typer.Option(metavar="JSON", help=f'As in {{"method": "shuffle"}}. {_PARENTS}')]
+Weigh = Annotated[
+    str | None, typer.Option(metavar="JSON", help=f'As in {{"method": "linupper", "r": 0.4}}. {_PARENTS}')
 ]
 
 
@@ -25,9 +29,10 @@ def fork(
     new_run: Annotated[str, typer.Argument(metavar="NEW", help="The new run's name.", show_default=False)],
     step: AtStep = None,
     bookmark: AtBookmark = None,
-    draw: Method = None,
-    weigh: Method = None,
+    draw: Draw = None,
+    weigh: Weigh = None,
     address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = DEFAULT_TIMEOUT,
 ) -> None:
     """Begin a new run at a step of another, with its state of that moment, under the same or another policy.
 
@@ -35,7 +40,7 @@ def fork(
     """
     at = step_or_bookmark(step, bookmark)
     methods = {"draw": _method("--draw", draw), "weigh": _method("--weigh", weigh)}
-    with steelyard.connect(address) as client:
+    with steelyard.connect(address, timeout=timeout) as client:
         next_step = client.run(run).fork(new_run, step=at, **methods).info().next_step
     typer.echo(f"{new_run} begins at step {next_step} of {run}")
 

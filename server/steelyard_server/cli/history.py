@@ -5,7 +5,16 @@ from typing import Annotated
 import typer
 
 import steelyard
-from steelyard_server.cli.options import DEFAULT_ADDRESS, Address, AsJson, RunName, print_json, print_table
+from steelyard_server.cli.options import (
+    DEFAULT_ADDRESS,
+    DEFAULT_TIMEOUT,
+    Address,
+    AsJson,
+    RunName,
+    Timeout,
+    print_json,
+    print_table,
+)
 
 
 def history(
@@ -14,10 +23,11 @@ def history(
         list[int], typer.Argument(metavar="ID...", min=0, help="Example ids.", show_default=False)
     ],
     address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = DEFAULT_TIMEOUT,
     as_json: AsJson = False,
 ) -> None:
     """Print the last losses of examples, oldest first."""
-    with steelyard.connect(address) as client:
+    with steelyard.connect(address, timeout=timeout) as client:
         entries = client.run(run).history(ids)
     if as_json:
         print_json({str(example): list(kept) for example, kept in zip(ids, entries, strict=True)})

@@ -15,6 +15,16 @@ Address = Annotated[
 ]
 DEFAULT_ADDRESS = "127.0.0.1:7077"
 
+Timeout = Annotated[
+    float,
+    typer.Option(
+        min=0.001,
+        metavar="SECONDS",
+        help="How long a call may take, waiting for the server to be there included.",
+    ),
+]
+DEFAULT_TIMEOUT = 30.0
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; what is not a finite number is null.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name.", show_default=False)]
 AtStep = Annotated[int | None, typer.Option(min=0, metavar="STEP", help="A step that the run still retains.")]

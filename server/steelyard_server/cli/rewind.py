@@ -5,10 +5,12 @@ import typer
 import steelyard
 from steelyard_server.cli.options import (
     DEFAULT_ADDRESS,
+    DEFAULT_TIMEOUT,
     Address,
     AtBookmark,
     AtStep,
     RunName,
+    Timeout,
     step_or_bookmark,
 )
 
@@ -18,11 +20,12 @@ def rewind(
     step: AtStep = None,
     bookmark: AtBookmark = None,
     address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = DEFAULT_TIMEOUT,
 ) -> None:
     """Take a run back to a step: what it drew and was told from there on is undone, and its streams are ended."""
     to = step_or_bookmark(step, bookmark)
     if to is None:
         raise typer.BadParameter("expected one of --step and --bookmark, got neither")
-    with steelyard.connect(address) as client:
+    with steelyard.connect(address, timeout=timeout) as client:
         next_step = client.run(run).rewind(to).next_step
     typer.echo(f"{run} goes on at step {next_step}")

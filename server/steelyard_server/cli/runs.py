@@ -3,12 +3,22 @@
 import dataclasses
 
 import steelyard
-from steelyard_server.cli.options import DEFAULT_ADDRESS, Address, AsJson, print_json, print_table
+from steelyard_server.cli.options import (
+    DEFAULT_ADDRESS,
+    DEFAULT_TIMEOUT,
+    Address,
+    AsJson,
+    Timeout,
+    print_json,
+    print_table,
+)
 
 
-def runs(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+def runs(
+    address: Address = DEFAULT_ADDRESS, timeout: Timeout = DEFAULT_TIMEOUT, as_json: AsJson = False
+) -> None:
     """List the runs: what they draw from, how, and the bookmarks that they can return to."""
-    with steelyard.connect(address) as client:
+    with steelyard.connect(address, timeout=timeout) as client:
         found = client.list_runs()
     if as_json:
         print_json([dataclasses.asdict(run) for run in found])

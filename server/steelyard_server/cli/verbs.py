@@ -1,8 +1,11 @@
 """The verbs, put together."""
 
+from importlib import metadata
+from typing import Annotated
+
 import typer
 
-from steelyard_server.cli import bookmark, fork, history, rewind, runs, serve, status
+from steelyard_server.cli import batch, bookmark, fork, history, rewind, runs, serve, stats, status
 
 cli = typer.Typer(
     name="steelyard",
@@ -13,10 +16,28 @@ cli = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"steelyard {metadata.version('steelyard')}")
+        raise typer.Exit
+
+
+@cli.callback()
+def _before_every_verb(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None: ...
+
+
 for verb in (
     serve.serve,
     status.status,
     runs.runs,
+    stats.stats,
+    batch.batch,
     history.history,
     bookmark.bookmark,
     rewind.rewind,

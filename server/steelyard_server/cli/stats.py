@@ -1,0 +1,30 @@
+"""steelyard stats: everything that a run counts."""
+
+import dataclasses
+
+import steelyard
+from steelyard_server.cli.options import (
+    DEFAULT_ADDRESS,
+    DEFAULT_TIMEOUT,
+    Address,
+    AsJson,
+    RunName,
+    Timeout,
+    print_json,
+    print_table,
+)
+
+
+def stats(
+    run: RunName,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a run has done: steps, losses, reports refused or late, what is drawable, what is on disk."""
+    with steelyard.connect(address, timeout=timeout) as client:
+        values = dataclasses.asdict(client.run(run).stats())
+    if as_json:
+        print_json(values)
+        return
+    print_table(("stat", "value"), [(name, "-" if one is None else one) for name, one in values.items()])
