@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Coroutine
@@ -65,6 +66,7 @@ class Server:
         self._http: HttpEndpoint | None = None
         self._watch: asyncio.Task[None] | None = None
         self._serving = False
+        self._started = False
         self.port = 0
 
     def start(self) -> None:
@@ -93,12 +95,16 @@ class Server:
             self._thread.start()
             self._await(self._start(), _START_SECONDS)
             if settings.http is not None:
-                self._http = HttpEndpoint(settings.http, self._ready, self._store)
+                try:
+                    self._http = HttpEndpoint(settings.http, self._ready, self._store)
+                except OSError as error:
+                    raise _cannot_listen(settings.http, error) from error
         except BaseException:
             self.stop(0.0)
             raise
         if settings.port_file is not None:
             _write_whole(settings.port_file, f"{self.port}\n")
+        self._started = True
         _log.info(
             "serving", address=self.address, data_dir=str(settings.data_dir), durability=settings.durability
         )
@@ -141,7 +147,8 @@ class Server:
             clean = False
         if self._settings.port_file is not None:
             self._settings.port_file.unlink(missing_ok=True)
-        _log.info("stopped", clean=clean)
+        if self._started:
+            _log.info("stopped", clean=clean)
         return clean
 
     # ---- on the event loop ----
@@ -236,9 +243,41 @@ def serve(settings: Settings) -> int:
 def _bind(server: grpc.aio.Server, address: str) -> int:
     """The port bound. OSError where it cannot be."""
     try:
+        _probe(address)
+    except OSError as error:
+        raise _cannot_listen(address, error) from error
+    try:
         return server.add_insecure_port(address)
     except RuntimeError as error:
-        raise OSError(f"cannot listen on {address}: {error}") from error
+        raise OSError(f"cannot listen on {address}: {str(error).partition(';')[0]}") from error
+
+
+def _probe(address: str) -> None:
+    """Binds `address` as gRPC will, and lets go of it: gRPC tells no more than that it could not, and prints the why.
+
+    OSError where none of what the host's name stands for can be bound; one that can is enough for gRPC.
+    """
+    if address.startswith("unix:"):
+        return
+    host, _, port = address.rpartition(":")
+    refused: OSError | None = None
+    for family, kind, protocol, _, place in socket.getaddrinfo(
+        host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    ):
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+                return
+        except OSError as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
+
+
+def _cannot_listen(address: str, error: OSError) -> OSError:
+    why = error.strerror or str(error)
+    return OSError(f"cannot listen on {address}: {why[0].lower()}{why[1:]}")
 
 
 def _write_whole(path: Path, text: str) -> None:
