@@ -204,6 +204,7 @@ class Catalog:
             self._store.commit([*self._registry.put_run(row), *created, *log.append(news)])
             with self._lock:
                 self._rows[spec.name] = row
+        _log.info("run_created", run=spec.name, dataset=spec.dataset, batch_size=spec.batch_size)
 
     def delete_run(self, name: str) -> None:
         with self._changes.of(("run", name)):
@@ -222,6 +223,7 @@ class Catalog:
                 with self._lock:
                     self._rows[name] = row
                 raise
+        _log.info("run_deleted", run=name)
 
     def change_policy(
         self, name: str, draw: Mapping[str, Any] | None, weigher: Mapping[str, Any] | None
@@ -279,6 +281,7 @@ class Catalog:
         self._store.commit([*self._registry.put_run(row), *log.adopt(created, state)])
         with self._lock:
             self._rows[new_name] = row
+        _log.info("run_forked", run=parent_name, new_run=new_name, step=step)
 
     # ---- life ----
 

@@ -63,6 +63,8 @@ class Serving:
             self._run.settle()
 
     def end_streams(self, error: Exception | None) -> None:
+        for rank in self.ranks:
+            self._log_left(rank)
         self.ranks.end_all(error)
         self.weights.forget_waiters()
         self._waited_since.clear()
@@ -84,6 +86,7 @@ class Serving:
         before = self.ranks.seat(rank)
         if before is not None:
             before.outbox.end(Superseded(f"session {join.session!r} joined again on another stream"))
+        _log.info("rank_joined", run=self._run.name, rank=join.rank, session=join.session)
         policy = state.policy
         outbox.send(
             Joined(
@@ -113,6 +116,13 @@ class Serving:
             self._run.rewind(start, began, policy=state.policy)
         else:
             self._run.write_and_wait([began])
+        _log.info(
+            "attempt_began",
+            run=self._run.name,
+            attempt=join.attempt,
+            world_size=join.world_size,
+            step=start,
+        )
 
     def _left_a_trace(self, start: int) -> bool:
         """Whether the run differs from one that never went past `start`; batches drawn ahead alone do not count."""
@@ -153,11 +163,19 @@ class Serving:
 
     def leave(self, outbox: Outbox) -> None:
         """Frees the seat; the stream ends behind the acknowledgements of what it reported."""
-        if self.ranks.of(outbox) is None:
+        rank = self.ranks.of(outbox)
+        if rank is None:
             outbox.end(None)
             return
-        self.ranks.leave(outbox)
+        self._unseat(rank)
         self.guard(outbox, lambda: self._run.write([], lambda: outbox.end(None)))
+
+    def _unseat(self, rank: Rank) -> None:
+        self.ranks.leave(rank.outbox)
+        self._log_left(rank)
+
+    def _log_left(self, rank: Rank) -> None:
+        _log.info("rank_left", run=self._run.name, rank=rank.rank)
 
     def pump(self) -> None:
         """Sends batches wherever there is credit, drawing what is not drawn yet.
@@ -175,7 +193,7 @@ class Serving:
         try:
             return self._serve(rank)
         except (RunError, RecordDamaged) as error:
-            self.ranks.leave(rank.outbox)
+            self._unseat(rank)
             rank.outbox.end(error)
             return False
 
@@ -242,12 +260,16 @@ class Serving:
         return True
 
     def report(self, outbox: Outbox, report: Report) -> None:
-        if self.ranks.of(outbox) is None:
+        rank = self.ranks.of(outbox)
+        if rank is None:
             return
         try:
             disposition = reports.judge(self._run.state(), report, self._digest_of)
         except RunError as error:
             self.tally["refused"] += 1
+            _log.warning(
+                "report_refused", run=self._run.name, rank=rank.rank, step=report.step, why=str(error)
+            )
             outbox.send(Refusal(report.step, report.offset, report.count, error))
             return
         except StoreError as error:
