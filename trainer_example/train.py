@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from torch.utils.data import DataLoader
 
 import steelyard
 import steelyard.torch
+
+WAIT_SECONDS = 120  # for another rank, or for a worker: whoever waits longer says so and ends
 
 
 def arguments() -> argparse.Namespace:
@@ -64,7 +67,7 @@ def main() -> None:
     args = arguments()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=timedelta(seconds=WAIT_SECONDS))
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -104,7 +107,9 @@ def main() -> None:
     )
     if saved is not None:
         sampler.load_state_dict(saved["sampler"])
-    loader = DataLoader(train, batch_sampler=sampler, num_workers=args.workers)
+    loader = DataLoader(
+        train, batch_sampler=sampler, num_workers=args.workers, timeout=WAIT_SECONDS if args.workers else 0
+    )
 
     metrics = (args.out / "metrics.jsonl").open("a", encoding="utf-8") if rank == 0 else None
     waited, began = 0.0, time.monotonic()
