@@ -1,5 +1,6 @@
 """The verbs, as commands of their own process, against a real server."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -71,6 +72,31 @@ def test_history_prints_the_losses_of_an_example(client: steelyard.Client) -> No
     assert [int(line.split()[1]) for line in lines[1:]] == [step for step, _ in kept["3"]]
 
 
+def test_stats_prints_all_that_the_client_is_told(client: steelyard.Client) -> None:
+    stats = json.loads(printed(client, "stats", "gpt", "--json"))
+    assert list(stats) == [field.name for field in dataclasses.fields(steelyard.Stats)]
+    assert (stats["closed_steps"], stats["reported_losses"]) == (STEPS, STEPS * 8)
+    rows = dict(line.split() for line in printed(client, "stats", "gpt").splitlines())
+    assert rows.pop("stat") == "value"
+    assert list(rows) == list(stats)
+    assert rows["reported_losses"] == str(STEPS * 8)
+
+
+def test_batch_prints_what_was_drawn_at_a_step(client: steelyard.Client) -> None:
+    batch = json.loads(printed(client, "batch", "gpt", "1", "--json"))
+    served = client.run("gpt").batch(1)
+    assert batch == {
+        "run": "gpt",
+        "step": 1,
+        "id": served.ids.tolist(),
+        "probability": [1 / 16] * 8,
+        "weight": [1.0] * 8,
+    }
+    lines = printed(client, "batch", "gpt", "1").splitlines()
+    assert lines[0].split() == ["id", "probability", "weight"]
+    assert [int(line.split()[0]) for line in lines[1:]] == batch["id"]
+
+
 def test_a_bookmark_is_forked_from_and_rewound_to(client: steelyard.Client) -> None:
     assert printed(client, "bookmark", "gpt", "start", "--step", "2") == "start is step 2 of gpt\n"
     assert "start=2" in printed(client, "runs")
@@ -94,6 +120,8 @@ def test_a_bookmark_is_forked_from_and_rewound_to(client: steelyard.Client) -> N
     ("words", "message"),
     [
         (["history", "nobody", "1"], "nobody"),
+        (["stats", "nobody"], "nobody"),
+        (["batch", "gpt", "99"], "99"),
         (["history", "gpt", "16"], "16"),
         (["rewind", "gpt", "--step", "99"], "99"),
         (["fork", "gpt", "gpt", "--step", "1"], "gpt"),

@@ -1,5 +1,6 @@
 """The daemon's life: start, health, drain, refusal, damage, full disks, retention."""
 
+import logging
 import os
 import resource
 import threading
@@ -127,6 +128,53 @@ def test_health_reflection_and_http_tell_what_is_so(instance):
     code, metrics = status(f"{http}/metrics")
     assert (code, "steelyard_store_healthy 1.0" in metrics) == (200, True)
     channel.close()
+
+
+def test_the_log_tells_the_life_of_a_run_and_no_loss(instance, raw_of, caplog):
+    caplog.set_level(logging.INFO, "steelyard_server.runs")
+    client = steelyard.connect(instance.address)
+    client.create_dataset("d", 60)
+    client.create_run("r", dataset="d", batch_size=8)
+    trainer = raw_of(instance.address).trainer()
+    trainer.join("r", attempt="a", session="s")
+    batch = trainer.expect("batch")
+    trainer.report(batch, np.full(8, 123.25, np.float32), digest=batch.digest ^ 1)
+    refusal = trainer.expect("refusal")
+    trainer.send(leave=trainer_pb2.Leave())
+    assert trainer.end() is None
+    client.run("r").fork("other", step=1)
+    client.delete_run("r")
+    told = [(one.levelname, _event_of(one)) for one in caplog.records]
+    assert told == [
+        ("INFO", {"event": "run_created", "run": "r", "dataset": "d", "batch_size": 8}),
+        ("INFO", {"event": "attempt_began", "run": "r", "attempt": "a", "world_size": 1, "step": 0}),
+        ("INFO", {"event": "rank_joined", "run": "r", "rank": 0, "session": "s"}),
+        (
+            "WARNING",
+            {"event": "report_refused", "run": "r", "rank": 0, "step": 0, "why": refusal.message},
+        ),
+        ("INFO", {"event": "rank_left", "run": "r", "rank": 0}),
+        ("INFO", {"event": "run_forked", "run": "r", "new_run": "other", "step": 1}),
+        ("INFO", {"event": "run_deleted", "run": "r"}),
+    ]
+    assert "123.25" not in str(told)
+
+
+def _event_of(record):
+    return {name: value for name, value in record.msg.items() if name not in ("level", "logger", "timestamp")}
+
+
+def test_a_server_that_never_served_is_not_said_to_have_stopped(tmp_path, instance, caplog):
+    caplog.set_level(logging.INFO, "steelyard_server.server")
+    for setting, taken in (("listen", instance.address), ("http", instance.http_address)):
+        second = Server(Settings(data_dir=tmp_path / "other", **{"listen": "127.0.0.1:0", setting: taken}))
+        with pytest.raises(OSError, match=f"cannot listen on {taken}: address already in use"):
+            second.start()
+    assert [_event_of(one)["event"] for one in caplog.records] == []
+    third = Server(Settings(data_dir=tmp_path / "other", listen="127.0.0.1:0"))
+    third.start()
+    third.stop()
+    assert [_event_of(one)["event"] for one in caplog.records] == ["serving", "stopped"]
 
 
 def test_a_server_that_drains_says_so_and_ends_its_streams_once_all_is_durable(instance, raw_of, eventually):
