@@ -223,12 +223,17 @@ def test_a_message_names_the_micro_batch(make_run):
 
 def test_losses_that_no_batch_lacks_are_refused(make_run):
     with BatchSampler(make_run(), micro_batches=2) as sampler:
-        with pytest.raises(FailedPrecondition, match="no batch lacks losses"):
+        with pytest.raises(FailedPrecondition, match="no batch lacks losses: none was served yet; expected"):
             sampler.update(torch.ones(2))
         next(iter(sampler))
         sampler.update(torch.ones(2))
-        with pytest.raises(FailedPrecondition, match="no batch lacks losses"):
+        with pytest.raises(
+            FailedPrecondition, match="no batch lacks losses: each one that was served was reported"
+        ):
             sampler.update(torch.ones(2))  # the second half was not handed out yet
+        sampler.load_state_dict(sampler.state_dict())
+        with pytest.raises(FailedPrecondition, match="none was served yet since a state was loaded"):
+            sampler.report(torch.ones(2))
 
 
 def test_signals_that_do_not_fit_are_refused(make_run):

@@ -10,6 +10,14 @@ trains together (ranks), weights over all ranks (weighing), the scalar (objectiv
 (copies, reporter).
 """
 
+try:
+    import torch as _torch  # noqa: F401 -- asked for here, so that whoever lacks it learns what to install
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f'steelyard.torch needs PyTorch ({error}); install it with: pip install "steelyard[torch]"',
+        name=error.name,
+    ) from error
+
 from steelyard.torch.sampler import BatchSampler
 
 __all__ = ["BatchSampler"]

@@ -79,6 +79,7 @@ class BatchSampler(Sampler[list[int]]):
         self._seat: Seat | None = None
         self._iteration: _Iteration | None = None
         self._waited = 0.0  # in sessions that are over
+        self._served = False  # any batch, since the last state was loaded
         self._closed = False
 
     # -- batches ---------------------------------------------------------------------------------------------------
@@ -159,6 +160,7 @@ class BatchSampler(Sampler[list[int]]):
         self._give_up_seat()
         self._iteration = None
         self._start_step = step
+        self._served = False
         self._loads += 1
 
     # -- what it is ------------------------------------------------------------------------------------------------
@@ -253,6 +255,7 @@ class BatchSampler(Sampler[list[int]]):
             seat.fetch()
             part = seat.pending.hand_out()
             assert part is not None
+        self._served = True
         return part
 
     def _report(
@@ -263,13 +266,22 @@ class BatchSampler(Sampler[list[int]]):
         seat = self._seat
         part = None if seat is None else seat.pending.oldest()
         if seat is None or part is None:
-            raise FailedPrecondition("no batch lacks losses: each one that was served was reported already")
+            raise FailedPrecondition(self._why_none_is_due())
         seat.reporter.check()
         check_losses(part, losses)
         if ids is not None:
             check_ids(part, ids)
         values = {"loss": losses.detach().float(), **signal_tensors(part, signals or {})}
         return part, seat.report(part, values)
+
+    def _why_none_is_due(self) -> str:
+        if self._served:
+            return "no batch lacks losses: each one that was served was reported already"
+        since = " since a state was loaded" if self._loads else ""
+        return (
+            f"no batch lacks losses: none was served yet{since}; expected one to be taken from the loader, or from "
+            "iter() of this sampler, before its losses are reported"
+        )
 
     def _take_seat(self) -> Seat:
         """Joins the run."""
