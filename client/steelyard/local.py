@@ -24,17 +24,16 @@ def local(directory: str | os.PathLike[str], **settings: Any) -> Client:
     or elsewhere. InvalidArgument: settings that are refused.
     """
     try:
-        from pydantic import ValidationError
-
-        from steelyard_server.config import Settings
+        from steelyard_server.config import ConfigError, load
         from steelyard_server.server import Server
     except ImportError as error:
         raise FailedPrecondition(
             f"steelyard.local needs the server's packages ({error}); install them with: pip install 'steelyard[server]'"
         ) from error
     try:
-        checked = Settings(data_dir=directory, **{"listen": "127.0.0.1:0", **settings})  # type: ignore[arg-type]
-    except ValidationError as error:
+        # The caller alone decides: no variable of the environment does.
+        checked = load(dict(data_dir=directory, **{"listen": "127.0.0.1:0", **settings}), environ={})
+    except ConfigError as error:
         raise InvalidArgument(f"steelyard.local({os.fspath(directory)!r}): {error}") from error
     return _client_of(Server(checked), directory)
 

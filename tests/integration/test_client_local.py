@@ -29,11 +29,20 @@ def test_a_directory_has_one_server(tmp_path):
 
 
 def test_settings_are_the_servers_and_wrong_ones_are_refused(tmp_path):
-    with pytest.raises(steelyard.InvalidArgument, match="durabilty"):
+    with pytest.raises(steelyard.InvalidArgument) as refused:
         steelyard.local(tmp_path, durabilty="sync")
+    unknown = "unknown setting 'durabilty'; did you mean 'durability'?"
+    assert str(refused.value) == f"steelyard.local({str(tmp_path)!r}): {unknown}"
     with pytest.raises(steelyard.InvalidArgument, match="durability"):
         steelyard.local(tmp_path, durability="never")
     with steelyard.local(tmp_path, durability="interval") as client:
+        assert client.list_runs() == []
+
+
+def test_the_environment_configures_no_server_of_this_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEELYARD_DURABILITY", "never")
+    monkeypatch.setenv("STEELYARD_NO_SUCH_THING", "1")
+    with steelyard.local(tmp_path) as client:
         assert client.list_runs() == []
 
 
