@@ -106,8 +106,14 @@ class Client:
     def append_examples(self, name: str, count: int, expected_size: int | None = None) -> DatasetInfo:
         """Appends `count` examples; the first draw of every run after this returns may draw them.
 
-        `expected_size` is the size that the caller believes the dataset has (asked for by default): with it the call
-        may be repeated safely. FailedPrecondition where the dataset has another size.
+        `expected_size` is the size that the caller believes the dataset has (asked for by default). With it the call
+        may be repeated safely: where the dataset has `count` more than that already, the call is taken for a retry,
+        appends nothing and returns the dataset as it is. So a second append of as many examples must give the new size.
+
+        Callers that append side by side must each pass the size that they have seen, of an answer or of dataset(): of
+        two that saw the same size one appends. The other gets FailedPrecondition, as everyone does for whom the dataset
+        has another size, and looks again; but where both append as many, the other is taken for a retry of the first
+        and returns as if it had appended.
         """
         if expected_size is None:
             expected_size = self.dataset(name).size
@@ -120,7 +126,12 @@ class Client:
         return dataset_info(answer.dataset)
 
     def retire(self, name: str, ids: npt.ArrayLike) -> DatasetInfo:
-        """Retires ids: no draw after this returns gives them out. InvalidArgument names the first id out of range."""
+        """Retires ids: no draw after this returns gives them out, in any run of the dataset.
+
+        Batches that were drawn before are served as they were drawn, those that were drawn ahead for a trainer's
+        prefetch included; so a trainer may still meet the ids for some batches. InvalidArgument names the first id out
+        of range.
+        """
         values = id_array(ids)
         info = None
         for first in range(0, max(len(values), 1), _CHUNK):
@@ -204,7 +215,7 @@ class Client:
         spec = runs_pb2.RunSpec(
             name=name,
             dataset=dataset,
-            batch_size=whole("batch_size", batch_size, below=2**32),
+            batch_size=whole("batch_size", batch_size, at_least=1, below=2**32),
             seed=whole("seed", seed),
             policy=runs_pb2.Policy(draw=to_struct(draw, "draw"), weigh=to_struct(weigh, "weigh")),
             staleness=_staleness(staleness),

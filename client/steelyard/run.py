@@ -22,8 +22,10 @@ from steelyard.v1 import arrays_pb2, runs_pb2
 if TYPE_CHECKING:
     from steelyard.client import Client
 
-# Ids of one question; the server takes 2^20.
+# Ids of one request; the server takes 2^20.
 _CHUNK = 1 << 20
+# Bytes of one message: well under the 16 MiB that a server takes and a client reads by default.
+_MESSAGE = 8 << 20
 # Above this many examples a whole column is asked for in parts, to stay under the message limit.
 _WHOLE = 1 << 22
 
@@ -70,13 +72,15 @@ class Run:
         )
 
     def history(self, ids: npt.ArrayLike) -> list[list[tuple[int, float]]]:
-        """The last (step, loss) of each id, oldest first. InvalidArgument names the first id out of range."""
+        """The last (step, loss) of each id, oldest first. InvalidArgument names the first id out of range.
+
+        Many ids are asked for in parts, which are not of one moment where the run goes on.
+        """
         values = id_array(ids)
         found: list[list[tuple[int, float]]] = []
-        for first in range(0, len(values), _CHUNK):
-            request = runs_pb2.GetHistoryRequest(
-                name=self._name, ids=pack_ids(values[first : first + _CHUNK])
-            )
+        count = _history_part(self.info().history_size)
+        for first in range(0, len(values), count):
+            request = runs_pb2.GetHistoryRequest(name=self._name, ids=pack_ids(values[first : first + count]))
             purpose = self._purpose("asking for the history of")
             found += _histories(self._transport.call(self._transport.runs.GetHistory, request, purpose))
         return found
@@ -139,22 +143,28 @@ class Run:
         run's staleness. `signals` are losses, one for each id, or several named signals. Counts twice when it is
         repeated, so after an Unavailable it is the caller's to decide. InvalidArgument: ids out of range, counts that
         differ, losses that the policy cannot use. FailedPrecondition: the step is not drawn yet.
+
+        Many ids travel in parts of at most 2^20, in order, each durable by itself and the whole not atomic: after an
+        error the parts before the one that failed stay, and a draw meanwhile may know some and not others. An error of
+        the connection names the part. At most 2^20 ids with one signal are always one part.
         """
         values = id_array(ids)
         named = signals if isinstance(signals, Mapping) else {"loss": signals}
         if not named:
             raise InvalidArgument("signals: expected at least one, got none")
-        request = runs_pb2.ObserveRequest(name=self._name, ids=pack_ids(values))
-        if step is not None:
-            request.step = whole("step", step)
-        for name, numbers in named.items():
-            floats = float_array(f"signal {name!r}", numbers)
-            if len(floats) != len(values):
+        step = None if step is None else whole("step", step)
+        floats = {name: float_array(f"signal {name!r}", numbers) for name, numbers in named.items()}
+        for name, one in floats.items():
+            if len(one) != len(values):
                 raise InvalidArgument(
-                    f"signal {name!r}: expected {len(values)} values, one for each id; got {len(floats)}"
+                    f"signal {name!r}: expected {len(values)} values, one for each id; got {len(one)}"
                 )
-            request.signals.append(arrays_pb2.Signal(name=name, values=wire.pack(floats, np.float32)))
-        self._transport.call(self._transport.runs.Observe, request, self._purpose("observing signals of"))
+        count = _observed_part(len(floats))
+        for first in range(0, max(len(values), 1), count):
+            part = slice(first, first + count)
+            self._observe(
+                values[part], {name: one[part] for name, one in floats.items()}, step, first, len(values)
+            )
 
     def close_step(self, step: int) -> None:
         """Closes a step whose reports stopped coming: what was reported is folded, later reports of it come late.
@@ -279,6 +289,23 @@ class Run:
     def _purpose(self, words: str) -> str:
         return f"{words} run {self._name!r}"
 
+    def _observe(
+        self,
+        ids: npt.NDArray[np.int64],
+        signals: Mapping[str, npt.NDArray[np.float32]],
+        step: int | None,
+        first: int,
+        total: int,
+    ) -> None:
+        """One part of an observation of `total` ids, from position `first` on."""
+        request = runs_pb2.ObserveRequest(name=self._name, ids=pack_ids(ids), step=step)
+        for name, values in signals.items():
+            request.signals.append(arrays_pb2.Signal(name=name, values=wire.pack(values, np.float32)))
+        which = "" if len(ids) == total else f"[{first}:{first + len(ids)}] of {total}"
+        self._transport.call(
+            self._transport.runs.Observe, request, self._purpose(f"observing signals{which} of")
+        )
+
     def _column(self, name: str, ids: npt.NDArray[np.int64] | None) -> npt.NDArray[np.float32]:
         request = runs_pb2.GetColumnRequest(name=self._name, column=name)
         if ids is not None:
@@ -291,6 +318,16 @@ class Run:
             ).copy()
         except ValueError as error:
             raise Internal(f"column {name!r} of run {self._name!r}: {error}") from error
+
+
+def _history_part(history_size: int) -> int:
+    """Ids of one question for histories: an answer has 4 bytes for each id and 12 for each of its entries."""
+    return max(min(_CHUNK, _MESSAGE // (12 * history_size + 4)), 1)
+
+
+def _observed_part(signals: int) -> int:
+    """Ids of one part of an observation: 4 bytes for each id and for each of its signals."""
+    return max(min(_CHUNK, _MESSAGE // (4 + 4 * signals)), 1)
 
 
 def _policy(draw: Mapping[str, Any] | None, weigh: Mapping[str, Any] | None) -> runs_pb2.Policy:

@@ -49,6 +49,15 @@ def test_examples_are_appended_once_however_often_the_call_is_made(client):
         client.append_examples("d", 5, expected_size=100)
 
 
+def test_of_two_who_append_to_one_size_the_second_appends_nothing(client):
+    client.create_dataset("d", 100)
+    assert client.append_examples("d", 20, expected_size=100).size == 120
+    assert client.append_examples("d", 20, expected_size=100).size == 120
+    with pytest.raises(steelyard.FailedPrecondition, match="120 examples; expected_size was 100"):
+        client.append_examples("d", 30, expected_size=100)
+    assert client.dataset("d").size == 120
+
+
 def test_retired_ids_are_counted_and_no_longer_drawn(client):
     client.create_dataset("d", 10)
     assert client.retire("d", [3, 4]).retired == 2

@@ -62,7 +62,8 @@ def test_creating_again_names_the_first_difference(client):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 0}, "batch_size: expected an integer from 1 to .*, got 0"),
+        ({"batch_size": -1}, "batch_size: expected an integer from 1 to .*, got -1"),
         ({"draw": {"method": "shufle"}}, "shuffle"),
         ({"draw": {**SCORED, "flor": 0.1}}, "floor"),
         ({"weigh": {"method": "linuper"}}, "linupper"),
@@ -122,6 +123,53 @@ def test_large_questions_are_asked_in_parts(client, monkeypatch):
     np.testing.assert_array_equal(run.column("last_loss")[ids], run.column("last_loss", ids))
     assert run.history([]) == []
     assert run.column("last_loss", []).shape == (0,)
+
+
+def test_a_history_larger_than_a_message_is_asked_for_in_parts(client):
+    client.create_dataset("large", 200_000)
+    run = client.create_run("r", dataset="large", batch_size=32)
+    ids = np.arange(180_000)
+    for loss in range(8):
+        run.observe(ids, np.full(len(ids), loss))
+    # 8 entries of 12 bytes and a count of 4 for each id make 18 MB, and the server's limit is 16 MiB.
+    assert run.history(ids) == [[(0, float(loss)) for loss in range(8)]] * len(ids)
+
+
+def test_a_history_of_a_run_that_keeps_none_is_empty_for_each_id(client):
+    run = client.create_run("r", dataset="d", batch_size=32, history_size=0)
+    run.observe([1], [1.0])
+    assert run.history([1, 2]) == [[], []]
+
+
+def test_many_observed_ids_travel_in_parts(client):
+    count = (1 << 20) + 300_000
+    client.create_dataset("large", count)
+    run = client.create_run("r", dataset="large", batch_size=32, draw=SCORED, staleness=0, history_size=0)
+    losses = np.arange(count, dtype=np.float32)
+    before = run.stats().journal_records
+    run.observe(np.arange(count), losses)
+    assert run.stats().journal_records - before == 2
+    np.testing.assert_array_equal(run.column("last_loss"), losses)
+
+
+def test_a_part_of_an_observation_fits_into_a_message_whatever_the_signals(client):
+    count = 1 << 20
+    client.create_dataset("large", count)
+    run = client.create_run("r", dataset="large", batch_size=32, draw=SCORED, staleness=0, history_size=0)
+    losses = np.arange(count, dtype=np.float32)
+    run.observe(np.arange(count), {"loss": losses, "a": losses, "b": losses, "c": losses})
+    np.testing.assert_array_equal(run.column("last_loss"), losses)
+
+
+def test_parts_of_an_observation_before_the_one_that_is_refused_stay(client, monkeypatch):
+    monkeypatch.setattr(steelyard.run, "_CHUNK", 30)
+    run = client.create_run("r", dataset="d", batch_size=32, draw=SCORED, staleness=0)
+    with pytest.raises(steelyard.InvalidArgument, match="999"):
+        run.observe([*range(60), 999], np.ones(61))
+    assert np.isfinite(run.column("last_loss")).tolist() == [True] * 60 + [False] * 140
+    with pytest.raises(steelyard.InvalidArgument, match="expected 61 values"):
+        run.observe(range(100, 161), {"loss": np.ones(61), "other": np.ones(60)})
+    assert np.isnan(run.column("last_loss")[100:]).all()
 
 
 def test_a_column_that_the_policy_does_not_keep_is_not_found(client):
