@@ -22,7 +22,8 @@ class Batch:
     probability: npt.NDArray[np.float64]
     """float64[n], exact: the expected number of copies of the id in the global batch, divided by its size."""
     weight: npt.NDArray[np.float32]
-    """float32[n]: what the loss is multiplied by so that the mean over the global batch is the objective."""
+    """float32[n]: what the loss is multiplied by so that the mean over the global batch is the objective, as far as
+    that follows from the draw alone. 1 under a rule that reads losses, whose weights are the answer to report()."""
     state_version: int
     """How many steps' reports the draw had folded."""
     offset: int

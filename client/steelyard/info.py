@@ -61,7 +61,11 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What a run has done since it was created, as of its last event. The names are those of the wire."""
+    """What a run has done since it was created, as of its last event. The names are those of the wire.
+
+    Counts are of the run's present timeline: what a rewind has undone is not in them. Those of duplicate, late and
+    refused reports are of no timeline: they begin at 0 when the server starts, and no rewind changes them.
+    """
 
     next_step: int
     closed_steps: int
@@ -72,6 +76,7 @@ class Stats:
     reported_losses: int
     """Losses acknowledged as new."""
     duplicate_reports: int
+    """Since the server started, as are the next two. Acknowledged again, without effect."""
     late_reports: int
     refused_reports: int
     nonfinite_losses: int
@@ -83,6 +88,8 @@ class Stats:
     effective_sample_ratio: float
     """(sum p)^2 / (N sum p^2) of the next draw; NaN where the draw has no masses."""
     mean_loss: float
+    """Mean of the finite losses of the last closed step that has any, among the steps that the server holds in memory;
+    NaN where there is none."""
     journal_records: int
     connected_ranks: int
     oldest_step: int
