@@ -1,7 +1,7 @@
 """What a forked process may still do: gRPC does not survive a fork, so nothing here uses it after one.
 
 A fork copies gRPC's state without its threads. Using it in the child then works most of the time and otherwise
-hangs or aborts (measured: about one child in five, while the parent streams). So a child forked from a process that
+hangs or aborts, while the parent streams every few children. So a child forked from a process that
 has used gRPC is refused it at once, with an error that says what to do; children started by spawn or forkserver, and
 children forked before gRPC's first use, are free.
 
