@@ -345,3 +345,35 @@ class GetBatchResponse(_message.Message):
     state_version: int
     digest: int
     def __init__(self, step: _Optional[int] = ..., ids: _Optional[_Union[_arrays_pb2.Array, _Mapping]] = ..., probability: _Optional[_Union[_arrays_pb2.Array, _Mapping]] = ..., weight: _Optional[_Union[_arrays_pb2.Array, _Mapping]] = ..., state_version: _Optional[int] = ..., digest: _Optional[int] = ...) -> None: ...
+
+class GetRetentionRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetRetentionResponse(_message.Message):
+    __slots__ = ("oldest_step", "journal_records", "journal_bytes", "checkpoints", "checkpoint_bytes", "history_bytes", "bookmarks")
+    OLDEST_STEP_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BOOKMARKS_FIELD_NUMBER: _ClassVar[int]
+    oldest_step: int
+    journal_records: int
+    journal_bytes: int
+    checkpoints: int
+    checkpoint_bytes: int
+    history_bytes: int
+    bookmarks: _containers.RepeatedCompositeFieldContainer[BookmarkCost]
+    def __init__(self, oldest_step: _Optional[int] = ..., journal_records: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., checkpoints: _Optional[int] = ..., checkpoint_bytes: _Optional[int] = ..., history_bytes: _Optional[int] = ..., bookmarks: _Optional[_Iterable[_Union[BookmarkCost, _Mapping]]] = ...) -> None: ...
+
+class BookmarkCost(_message.Message):
+    __slots__ = ("bookmark", "journal_bytes")
+    BOOKMARK_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    bookmark: Bookmark
+    journal_bytes: int
+    def __init__(self, bookmark: _Optional[_Union[Bookmark, _Mapping]] = ..., journal_bytes: _Optional[int] = ...) -> None: ...

@@ -96,6 +96,10 @@ class RunServiceStub:
     """
     GetBatch: _grpc.UnaryUnaryMultiCallable[_runs_pb2.GetBatchRequest, _runs_pb2.GetBatchResponse]
     """What was served at a retained step. Idempotent, retriable. NOT_FOUND: not drawn yet, or no longer retained."""
+    GetRetention: _grpc.UnaryUnaryMultiCallable[_runs_pb2.GetRetentionRequest, _runs_pb2.GetRetentionResponse]
+    """What is kept of the run's past, why, and what it costs. Idempotent, retriable. Reads the sizes of the run's records:
+    about a microsecond for each.
+    """
 
 @_typing.type_check_only
 class RunServiceAsyncStub(RunServiceStub):
@@ -165,6 +169,10 @@ class RunServiceAsyncStub(RunServiceStub):
     """
     GetBatch: _aio.UnaryUnaryMultiCallable[_runs_pb2.GetBatchRequest, _runs_pb2.GetBatchResponse]  # type: ignore[assignment]
     """What was served at a retained step. Idempotent, retriable. NOT_FOUND: not drawn yet, or no longer retained."""
+    GetRetention: _aio.UnaryUnaryMultiCallable[_runs_pb2.GetRetentionRequest, _runs_pb2.GetRetentionResponse]  # type: ignore[assignment]
+    """What is kept of the run's past, why, and what it costs. Idempotent, retriable. Reads the sizes of the run's records:
+    about a microsecond for each.
+    """
 
 class RunServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs: one training job's use of a dataset under a policy.
@@ -321,5 +329,15 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_runs_pb2.GetBatchResponse, _abc.Awaitable[_runs_pb2.GetBatchResponse]]:
         """What was served at a retained step. Idempotent, retriable. NOT_FOUND: not drawn yet, or no longer retained."""
+
+    @_abc_1.abstractmethod
+    def GetRetention(
+        self,
+        request: _runs_pb2.GetRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runs_pb2.GetRetentionResponse, _abc.Awaitable[_runs_pb2.GetRetentionResponse]]:
+        """What is kept of the run's past, why, and what it costs. Idempotent, retriable. Reads the sizes of the run's records:
+        about a microsecond for each.
+        """
 
 def add_RunServiceServicer_to_server(servicer: RunServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
