@@ -25,6 +25,13 @@ def whole(name: str, value: Any, *, at_least: int = 0, below: int = 2**64) -> in
     return number
 
 
+def flag(name: str, value: Any, *, default: bool) -> bool:
+    """A bool, `default` where it is None. InvalidArgument."""
+    if value is not None and not isinstance(value, (bool, np.bool_)):
+        raise InvalidArgument(f"{name}: expected True, False or None, got {value!r}")
+    return default if value is None else bool(value)
+
+
 def seconds(name: str, value: float) -> float:
     """A positive, finite number of seconds. InvalidArgument."""
     if (

@@ -72,6 +72,8 @@ class Stats:
     folded_steps: int
     """Steps whose reports the next draw has folded."""
     state_version: int
+    staleness: Staleness
+    """Steps of reports that a draw may lack: with k, the draw of step t has folded those of the steps below t - k."""
     served_ids: int
     reported_losses: int
     """Losses acknowledged as new."""
@@ -135,8 +137,10 @@ def run_info(message: runs_pb2.Run) -> RunInfo:
     )
 
 
-def stats(message: runs_pb2.GetStatsResponse) -> Stats:
-    values = {name: getattr(message, name) for name in Stats.__dataclass_fields__}
+def stats(message: runs_pb2.GetStatsResponse, staleness: Staleness) -> Stats:
+    """`staleness` is the run's, which its counts do not repeat."""
+    names = Stats.__dataclass_fields__.keys() - {"staleness"}
+    values = {name: getattr(message, name) for name in names}
     if message.never_reported < 0:
         values["never_reported"] = None
-    return Stats(**values)
+    return Stats(**values, staleness=staleness)

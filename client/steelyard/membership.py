@@ -20,6 +20,7 @@ import numpy.typing as npt
 from steelyard import wire
 from steelyard.batch import Batch
 from steelyard.errors import (
+    AlreadyExists,
     DeadlineExceeded,
     Internal,
     InvalidArgument,
@@ -39,6 +40,10 @@ from steelyard.v1 import trainer_pb2
 from steelyard.weighing import Rules
 
 _LOG = logging.getLogger("steelyard")
+
+# Seconds for which a seat that is taken is asked for again: in 20 the server finds out that its holder's connection is
+# dead (server.py), so who holds it after these lives.
+_SEAT_SECONDS = 30.0
 
 Send = Callable[[trainer_pb2.TrainerMessage], None]
 
@@ -65,6 +70,7 @@ class Membership:
         self._over = False
         self._error: SteelyardError | None = None  # why it is over, where not by the caller's wish
         self._credit_joined = 0
+        self._seat_taken_since: float | None = None  # for the stream's thread alone
 
     @property
     def staleness(self) -> Staleness:
@@ -88,6 +94,8 @@ class Membership:
                     continue
                 text = f"joining {self.options.name}: no answer within {limit:g} s"
                 if self._trouble is not None:
+                    if isinstance(self._trouble[1], AlreadyExists):
+                        raise _seat_taken(self._trouble[1], limit)
                     raise Unavailable(f"{text}; last error: {self._trouble[1]}")
                 raise DeadlineExceeded(
                     f"{text}; the server took the connection and has not answered the join"
@@ -220,11 +228,29 @@ class Membership:
         if first:
             _LOG.info("%s: no connection, trying again: %s", self.options.name, error)
 
+    def may_pass(self, error: SteelyardError) -> bool:
+        # The process before this one may be gone without a word (its machine died, its network swallows packets): its
+        # seat is free once the server has found out. Who was seated already, has lost the seat to a newer process.
+        if not isinstance(error, AlreadyExists) or self.joined is not None:
+            return False
+        now = time.monotonic()
+        if self._seat_taken_since is None:
+            self._seat_taken_since = now
+            _LOG.warning(
+                "%s: %s. Waiting %g s at most for the end of that session, in case that its process is gone",
+                self.options.name,
+                error,
+                _SEAT_SECONDS,
+            )
+        return now - self._seat_taken_since < _SEAT_SECONDS
+
     def ended(self, error: SteelyardError | None) -> None:
         """Also by the caller's thread, with None, when it closes the session. The first word counts."""
         with self._changed:
             if self._over:
                 return
+            if isinstance(error, AlreadyExists) and self._seat_taken_since is not None:
+                error = _seat_taken(error, time.monotonic() - self._seat_taken_since)
             self._over, self._error, self._connected = True, error, False
             closed = SessionClosed(f"{self.options.name}: the session was closed before the weights came")
             self.ledger.fail(error or closed)
@@ -323,8 +349,8 @@ class Membership:
         """Raises where the next draw needs a report that only the caller can make."""
         assert self.joined is not None
         staleness = self.staleness
-        # A replica's reports may be made by another process.
-        if not self.joined.reads_reports or staleness == "any" or self.options.replica:
+        # Where another process makes the reports, only it can be waiting for itself.
+        if not self.joined.reads_reports or staleness == "any" or not self.options.reports:
             return
         needed = self.ledger.needed_step(staleness)
         if needed is None or not self.ledger.unreported(needed):
@@ -332,9 +358,9 @@ class Membership:
         raise StalenessError(
             f"{self.options.name}: the draw of step {self.ledger.next_step} needs the report of step {needed} "
             f"(staleness {staleness}), which this rank was handed and has not reported. "
-            f"{self.ledger.unreported_steps} batches are handed out and unreported: they are taken more than "
-            f"{staleness} ahead of the reports. Take fewer ahead (prefetch_factor * num_workers of a DataLoader at "
-            f'most {staleness}), or give the run a larger staleness, or staleness="any"'
+            f"{self.ledger.unreported_steps} batches are handed out and unreported, where staleness {staleness} allows "
+            f"{staleness} ahead of the one in training. Three ways out: {_ways_out(staleness)}. Where another process "
+            "reports this slice, join with reports=False"
         )
 
     def _why_no_batch(self, limit: float) -> str:
@@ -343,7 +369,9 @@ class Membership:
         needed = None if self.staleness == "any" else self.ledger.needed_step(self.staleness)
         if connection or needed is None:
             return text + (connection or "; the server sent nothing")
-        if self.ledger.is_open(needed):
+        if not self.options.reports:
+            own = "is made by another process"
+        elif self.ledger.is_open(needed):
             own = "has not been made"
         else:
             own = "is acknowledged" if self.ledger.is_acknowledged(needed) else "is not acknowledged yet"
@@ -363,3 +391,20 @@ class Membership:
         return (
             f"; no connection for {time.monotonic() - since:.0f} s, it is tried again (last error: {error})"
         )
+
+
+def _ways_out(staleness: int) -> str:
+    """What a trainer that takes more than `staleness` batches ahead can do."""
+    ahead = f"prefetch_factor * num_workers at most {staleness}" if staleness else "num_workers=0"
+    return (
+        f"(1) take fewer batches ahead, with a DataLoader: {ahead}; (2) make the run with a staleness of at least what "
+        'is taken ahead; (3) make it with staleness="any", which gives up that the same run again serves the same '
+        "batches"
+    )
+
+
+def _seat_taken(error: SteelyardError, waited: float) -> AlreadyExists:
+    return AlreadyExists(
+        f"{error}. Waited {waited:.0f} s for that session to end: where its process is gone, the rank is free within "
+        "20 s; where it lives, two processes of this attempt claim the same rank"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from steelyard.arguments import seconds, whole
+from steelyard.arguments import flag, seconds, whole
 from steelyard.attempt import resolve
 from steelyard.info import Staleness
 
@@ -21,6 +21,7 @@ class SessionOptions:
     rank: int = 0
     world_size: int = 1
     replica: int = 0
+    reports: bool | None = None
     start_step: int | None = None
     attempt: str | None = None
     prefetch: int | None = None
@@ -43,6 +44,7 @@ class SessionOptions:
             rank=whole("rank", self.rank, below=world_size),
             world_size=world_size,
             replica=replica,
+            reports=flag("reports", self.reports, default=replica == 0),
             start_step=None if self.start_step is None else whole("start_step", self.start_step),
             attempt=resolve(self.attempt, world_size=world_size, replica=replica),
             prefetch=None

@@ -67,9 +67,10 @@ class Run:
     def stats(self) -> Stats:
         """What the run has done since it was created, as of its last event."""
         request = runs_pb2.GetStatsRequest(name=self._name)
-        return stats(
-            self._transport.call(self._transport.runs.GetStats, request, self._purpose("asking for stats of"))
+        answer = self._transport.call(
+            self._transport.runs.GetStats, request, self._purpose("asking for stats of")
         )
+        return stats(answer, self.info().staleness)
 
     def history(self, ids: npt.ArrayLike) -> list[list[tuple[int, float]]]:
         """The last (step, loss) of each id, oldest first. InvalidArgument names the first id out of range.
@@ -248,6 +249,7 @@ class Run:
         attempt: str | None = None,
         *,
         replica: int = 0,
+        reports: bool | None = None,
         prefetch: int | None = None,
         timeout: float = 300.0,
         reconnect_timeout: float = 600.0,
@@ -257,12 +259,17 @@ class Run:
 
         `start_step`: the step to go on from, the first that is not closed by default. `attempt`: the token that all
         ranks of this launch share; steelyard.attempt says where it comes from by default. `replica`: tells processes
-        apart that share one rank's slice. `prefetch`: batches held ahead; by default the run's staleness, 16 at most.
-        `timeout`: seconds that this and every later wait may take unless it says otherwise; a server that is not there
-        yet is waited for. `reconnect_timeout`: seconds after which a session whose connection broke gives up.
+        apart that share one rank's slice; all of them are served the same. `reports`: whether this process makes the
+        slice's reports, by default replica 0 does. One that does not, is not told when a draw needs them; it waits for
+        the one that does. A report that several make counts once.
+
+        `prefetch`: batches held ahead; by default the run's staleness, 16 at most. `timeout`: seconds that this and
+        every later wait may take unless it says otherwise; a server that is not there yet is waited for.
+        `reconnect_timeout`: seconds after which a session whose connection broke gives up.
         `fingerprint`: compared with the dataset's where both are given.
 
-        AlreadyExists: another live session holds the rank. FailedPrecondition: another world size or fingerprint than
+        AlreadyExists: another live session holds the rank, and held it for 30 s, in which a connection would have been
+        found dead. FailedPrecondition: another world size or fingerprint than
         the run's, or a start step that is ahead of the run or no longer retained. Aborted: a newer attempt has begun.
         """
         options = SessionOptions(
@@ -271,6 +278,7 @@ class Run:
             rank=rank,
             world_size=world_size,
             replica=replica,
+            reports=reports,
             start_step=start_step,
             attempt=attempt,
             prefetch=prefetch,

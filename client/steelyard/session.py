@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import socket
 import time
 import uuid
 import weakref
@@ -48,7 +49,7 @@ class Session:
         """Joins. Waits until the run has answered, `options.timeout` seconds at most."""
         self._options = options.checked()
         self._pid = os.getpid()
-        self._member = Membership(self._options, uuid.uuid4().hex, self._send)
+        self._member = Membership(self._options, _session_id(), self._send)
         self._stream = Stream(
             self._options.address,
             self._member,
@@ -76,6 +77,11 @@ class Session:
     @property
     def world_size(self) -> int:
         return self._options.world_size
+
+    @property
+    def reports(self) -> bool:
+        """Whether this process makes the reports of its slice."""
+        return bool(self._options.reports)
 
     @property
     def attempt(self) -> str:
@@ -392,6 +398,11 @@ class Session:
                 f"{os.getpid()}. A loader's workers need only the ids of a batch; whoever wants a session of their own "
                 "joins in their own process (by spawn or forkserver: the Run pickles)"
             )
+
+
+def _session_id() -> str:
+    """Random; a message that names it leads to the process."""
+    return f"{socket.gethostname()[:100]}:{os.getpid()}:{uuid.uuid4().hex[:16]}"
 
 
 _open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()

@@ -47,6 +47,9 @@ class Owner(Protocol):
     def broke(self, error: SteelyardError) -> None:
         """The connection broke and will be made anew."""
 
+    def may_pass(self, error: SteelyardError) -> bool:
+        """Whether what the server refused is worth asking for again, though the connection stands."""
+
     def ended(self, error: SteelyardError | None) -> None:
         """The stream is over: left in good order (None), or for good with this error. Nothing follows."""
 
@@ -124,7 +127,8 @@ class Stream:
             if self._progress:
                 delay, doubtful = _FIRST_DELAY, 0
             doubtful += error.code in _DOUBTFUL
-            if error.code not in _BROKEN and not (error.code in _DOUBTFUL and doubtful <= _DOUBTFUL_TRIES):
+            again = error.code in _BROKEN or (error.code in _DOUBTFUL and doubtful <= _DOUBTFUL_TRIES)
+            if not again and not self._owner.may_pass(error):
                 return error
             down = time.monotonic() - down_since
             if down > self._reconnect_timeout:

@@ -377,9 +377,11 @@ def test_a_trainer_that_takes_more_batches_ahead_than_the_staleness_is_told_at_o
         assert time.monotonic() - began < 1
         for words in (
             f"the draw of step {staleness + 1} needs the report of step 0 (staleness {staleness})",
-            f"{staleness + 1} batches are handed out and unreported",
-            f"prefetch_factor * num_workers of a DataLoader at most {staleness}",
-            'staleness="any"',
+            f"{staleness + 1} batches are handed out and unreported, where staleness {staleness} allows {staleness}",
+            "(1) take fewer batches ahead",
+            f"prefetch_factor * num_workers at most {staleness}" if staleness else "num_workers=0",
+            "(2) make the run with a staleness of at least",
+            '(3) make it with staleness="any"',
         ):
             assert words in str(caught.value)
         session.report(batches[0], losses_of(batches[0]))
@@ -451,8 +453,8 @@ def test_reports_wait_when_too_many_are_unacknowledged_and_no_longer_than_allowe
 def test_a_rank_that_is_taken_is_refused_until_it_is_left(make_run):
     run = make_run()
     first = run.join(0, 2, attempt="t")
-    with pytest.raises(steelyard.AlreadyExists, match="held by the live session"):
-        run.join(0, 2, attempt="t")
+    with pytest.raises(steelyard.AlreadyExists, match="held by the live session .* claim the same rank"):
+        run.join(0, 2, attempt="t", timeout=0.5)
     run.join(0, 2, attempt="t", replica=1).leave()
     first.leave()
     run.join(0, 2, attempt="t").leave()

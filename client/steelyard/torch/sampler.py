@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch.utils.data import Sampler
 
-from steelyard.arguments import seconds, whole
+from steelyard.arguments import flag, seconds, whole
 from steelyard.errors import FailedPrecondition, ForkedSession, SessionClosed
 from steelyard.run import Run
 from steelyard.session import Session
@@ -49,6 +49,7 @@ class BatchSampler(Sampler[list[int]]):
         prefetch: int | None = None,
         timeout: float = 300.0,
         replica: int = 0,
+        reports: bool | None = None,
     ) -> None:
         """`rank`, `world_size`: by default those of `group` (of the default group) where torch.distributed is
         initialised, else 0 and 1. `attempt`: the token that all ranks of this launch share; by default rank 0 makes one
@@ -60,8 +61,12 @@ class BatchSampler(Sampler[list[int]]):
         the same part of all ranks, as the seed paper's code does; it must weigh in the trainer then.
 
         `prefetch`: batches that the session holds ahead, by default the run's staleness, 16 at most. `timeout`: seconds
-        that any one wait may take. `replica`: tells processes apart that share one rank's slice (model parallelism);
-        only replica 0 reports, unless the server weighs.
+        that any one wait may take.
+
+        `replica`: tells processes apart that share one rank's slice (model parallelism); all are served the same.
+        `reports`: whether this one makes the reports, by default replica 0 does; with pipeline stages it is the last
+        that has losses. One that does not calls update() where it has losses, which weighs and reports nothing (it
+        asks the server with them where that weighs, and they count once), and advance() where it has none.
 
         InvalidArgument names the argument that is wrong.
         """
@@ -69,6 +74,7 @@ class BatchSampler(Sampler[list[int]]):
         self._pid = os.getpid()
         self._ranks = find_ranks(rank, world_size, group)
         self._replica = whole("replica", replica, below=2**32)
+        self._reports = flag("reports", reports, default=self._replica == 0)
         self._start_step = None if start_step is None else whole("start_step", start_step)
         self._steps = None if steps is None else whole("steps", steps, at_least=1)
         self._micro_batches = whole("micro_batches", micro_batches, at_least=1, below=2**32)
@@ -133,13 +139,32 @@ class BatchSampler(Sampler[list[int]]):
         """
         return self._report(losses, ids, signals)[1]
 
+    def advance(self) -> None:
+        """Says that the oldest batch is trained, in a process that has no losses of it and does not report.
+
+        FailedPrecondition: no batch was served that is not trained, or this process reports.
+        """
+        self._check_usable()
+        if self._reports:
+            raise FailedPrecondition(
+                f"expected update() or report() with the losses of the batch, because this process (replica "
+                f"{self._replica}) reports its slice; got advance(). Where another one does, make the sampler with "
+                "reports=False"
+            )
+        seat = self._seat
+        part = None if seat is None else seat.pending.oldest()
+        if seat is None or part is None:
+            raise FailedPrecondition(self._why_none_is_due())
+        seat.pending.reported(part)
+
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """What to keep with the trainer's checkpoint: version, run and step, the same on every rank.
 
         Counts the steps whose whole slice was reported, not those that were only served. Waits until those reports are
-        durable, `timeout` seconds at most, and raises what became of them (ReportRefused, DeadlineExceeded).
+        durable, `timeout` seconds at most, and raises what became of them (ReportRefused, DeadlineExceeded). A process
+        that does not report has nothing to wait for: take the state of one that does.
         """
         self._check_usable()
         if self._seat is not None:
@@ -292,10 +317,11 @@ class BatchSampler(Sampler[list[int]]):
             # Each loaded state begins an attempt; all ranks count alike, so they need not talk.
             attempt=f"{self._token}/{self._loads}" if self._loads else self._token,
             replica=self._replica,
+            reports=self._reports,
             prefetch=self._prefetch,
             timeout=self._timeout,
         )
-        self._seat = Seat(session, self._ranks, micro_batches=self._micro_batches, reports=self._replica == 0)
+        self._seat = Seat(session, self._ranks, micro_batches=self._micro_batches)
         return self._seat
 
     def _give_up_seat(self) -> None:

@@ -22,11 +22,9 @@ from steelyard.weighing import Where
 class Seat:
     """A rank's place in a run, from one join to its end."""
 
-    def __init__(self, session: Session, ranks: Ranks, *, micro_batches: int, reports: bool) -> None:
-        """`reports`: whether the losses of this process are the ones that count (see replicas).
-
-        InvalidArgument: slices too small for the micro-batches, or a rule that cannot be applied here. The session is
-        closed then.
+    def __init__(self, session: Session, ranks: Ranks, *, micro_batches: int) -> None:
+        """InvalidArgument: slices too small for the micro-batches, or a rule that cannot be applied here; the session
+        is closed then.
         """
         self.session = session
         self.reporter = Reporter(session)
@@ -35,7 +33,6 @@ class Seat:
         """Seconds."""
         self._ranks = ranks
         self._micro_batches = micro_batches
-        self._reports = reports
         try:
             self._check_slices()
             self._where(session.start_step)
@@ -56,7 +53,7 @@ class Seat:
             if self._micro_batches == 1:
                 raise
             raise StalenessError(
-                f"{error}. A DataLoader takes micro-batches here, {self._micro_batches} to a step, so "
+                f"{error}. A DataLoader takes micro-batches here, {self._micro_batches} to a step, so in (1) "
                 f"prefetch_factor * num_workers may be at most {self._micro_batches} times the staleness"
             ) from error
         except SessionClosed:
@@ -71,7 +68,7 @@ class Seat:
         if rule.reads == "losses" and self._where(step) == "server":
             weights = _on_device(self._ask(part, values), losses.device)
         else:
-            if self._reports:
+            if self.session.reports:
                 self.reporter.report(part, values)
             if rule.reads == "losses":
                 weights = weigh_together(losses, rule, part, self._ranks, self._micro_batches)

@@ -35,6 +35,7 @@ class Ranks:
     def __init__(self) -> None:
         self._by_seat: dict[tuple[int, int], Rank] = {}
         self._by_outbox: dict[Outbox, Rank] = {}
+        self._seen: set[tuple[int, int]] = set()  # seats taken since end_all
 
     def __iter__(self) -> Iterator[Rank]:
         return iter(list(self._by_seat.values()))
@@ -48,6 +49,7 @@ class Ranks:
         if before is not None:
             del self._by_outbox[before.outbox]
         self._by_seat[rank.rank, rank.replica] = rank
+        self._seen.add((rank.rank, rank.replica))
         self._by_outbox[rank.outbox] = rank
         return before
 
@@ -69,14 +71,17 @@ class Ranks:
             )
 
     def all_connected(self, world_size: int) -> bool:
-        """Whether every rank of the attempt has at least one live stream."""
-        return len({rank for rank, _ in self._by_seat}) >= world_size > 0
+        """Whether every rank of the attempt has a live stream, and every replica that ever had one: among those that
+        share a slice, only one may be the one that reports."""
+        ranks = {rank for rank, _ in self._by_seat}
+        return len(ranks) >= world_size > 0 and self._seen <= self._by_seat.keys()
 
     def end_all(self, error: Exception | None) -> None:
         for rank in self:
             rank.outbox.end(error)
         self._by_seat.clear()
         self._by_outbox.clear()
+        self._seen.clear()
 
 
 def check_credit(credit: int, window: int) -> None:
