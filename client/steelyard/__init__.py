@@ -42,7 +42,7 @@ from steelyard.errors import (
 from steelyard.local import local
 
 if TYPE_CHECKING:
-    from steelyard import testing, weigh
+    from steelyard import events, testing, weigh
     from steelyard.batch import Batch
     from steelyard.client import Client, connect
     from steelyard.info import DatasetInfo, RunInfo, Stats
@@ -77,6 +77,7 @@ __all__ = [
     "Unavailable",
     "connect",
     "errors",
+    "events",
     "local",
     "testing",
     "weigh",
@@ -93,7 +94,7 @@ _HOMES = {
     "Stats": "info",
     "connect": "client",
 }
-_MODULES = ("testing", "torch", "weigh")
+_MODULES = ("events", "testing", "torch", "weigh")
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +12,13 @@ from steelyard import wire
 from steelyard.arguments import float_array, id_array, pack_ids, whole
 from steelyard.batch import Batch
 from steelyard.errors import Internal, InvalidArgument
+from steelyard.events import Event, read
 from steelyard.info import RunInfo, Stats, run_info, stats
 from steelyard.options import SessionOptions
 from steelyard.session import Session
 from steelyard.structs import to_struct
 from steelyard.transport import Transport
-from steelyard.v1 import arrays_pb2, runs_pb2
+from steelyard.v1 import arrays_pb2, events_pb2, runs_pb2
 
 if TYPE_CHECKING:
     from steelyard.client import Client
@@ -105,7 +106,13 @@ class Run:
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
     def batch(self, step: int) -> Batch:
-        """The whole global batch that was served at `step`. NotFound: not drawn yet, or no longer retained."""
+        """The whole global batch that was served at `step`, with what each position counted.
+
+        Under a rule that reads losses the weights are those of the reports that the run took, as the trainers were told
+        them: 0 where a position was not reported. While the step is not closed they are not known, and each is 1.
+
+        NotFound: not drawn yet, no longer retained, or a step of the run's parent.
+        """
         request = runs_pb2.GetBatchRequest(name=self._name, step=whole("step", step))
         answer = self._transport.call(
             self._transport.runs.GetBatch, request, self._purpose(f"asking for batch {step} of")
@@ -127,6 +134,30 @@ class Run:
             offset=0,
             batch_size=len(ids),
             digest=answer.digest,
+        )
+
+    def events(self, from_step: int | None = None, to_step: int | None = None) -> Iterator[Event]:
+        """What changed the run, in order (steelyard.events): from the draw of `from_step` on, by default from the
+        oldest record kept, up to the draw of `to_step` or the last event that is durable when the first is asked for.
+
+        A generator, which holds a message at a time; closing it ends the call. Each message may take as long as a call
+        of this client. InvalidArgument: from_step is above to_step. FailedPrecondition: from_step is not drawn yet, or
+        one of them no longer retained. DataLoss: a record is damaged; the events before it came, and were right.
+        Aborted: the run went back, or its journal was pruned, while it was read; ask again.
+        """
+        request = events_pb2.StreamEventsRequest(name=self._name)
+        if from_step is not None:
+            request.from_step = whole("from_step", from_step)
+        if to_step is not None:
+            request.to_step = whole("to_step", to_step)
+        if from_step is not None and to_step is not None and from_step > to_step:
+            raise InvalidArgument(f"from_step: expected at most to_step, {to_step}; got {from_step}")
+        return read(
+            self._transport.events.StreamEvents,
+            request,
+            address=self._client.address,
+            purpose=self._purpose("reading the events of"),
+            timeout=self._transport.timeout,
         )
 
     # -- telling ---------------------------------------------------------------------------------------------------

@@ -11,10 +11,14 @@ from google.protobuf.message import Message
 from steelyard import forking
 from steelyard.channel import errors_of, open_channel
 from steelyard.errors import Unavailable
-from steelyard.v1 import datasets_pb2_grpc, runs_pb2_grpc
+from steelyard.v1 import datasets_pb2_grpc, events_pb2_grpc, runs_pb2_grpc
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
+
+Stubs = tuple[
+    datasets_pb2_grpc.DatasetServiceStub, runs_pb2_grpc.RunServiceStub, events_pb2_grpc.EventServiceStub
+]
 
 
 class Transport:
@@ -26,7 +30,7 @@ class Transport:
         self._lock = threading.Lock()
         self._closed = False
         self._channel: grpc.Channel | None = None
-        self._stubs: tuple[datasets_pb2_grpc.DatasetServiceStub, runs_pb2_grpc.RunServiceStub] | None = None
+        self._stubs: Stubs | None = None
 
     @property
     def datasets(self) -> datasets_pb2_grpc.DatasetServiceStub:
@@ -35,6 +39,10 @@ class Transport:
     @property
     def runs(self) -> runs_pb2_grpc.RunServiceStub:
         return self._open()[1]
+
+    @property
+    def events(self) -> events_pb2_grpc.EventServiceStub:
+        return self._open()[2]
 
     def call(
         self, method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT], request: RequestT, purpose: str
@@ -54,7 +62,7 @@ class Transport:
         if channel is not None:
             channel.close()
 
-    def _open(self) -> tuple[datasets_pb2_grpc.DatasetServiceStub, runs_pb2_grpc.RunServiceStub]:
+    def _open(self) -> Stubs:
         # Before the lock: a forked child may have inherited it held.
         forking.claim(f"a call to {self.address}")
         with self._lock:
@@ -65,5 +73,6 @@ class Transport:
                 self._stubs = (
                     datasets_pb2_grpc.DatasetServiceStub(self._channel),
                     runs_pb2_grpc.RunServiceStub(self._channel),
+                    events_pb2_grpc.EventServiceStub(self._channel),
                 )
             return self._stubs

@@ -25,6 +25,8 @@ from grpc_reflection.v1alpha import reflection
 from steelyard.v1 import (
     datasets_pb2,
     datasets_pb2_grpc,
+    events_pb2,
+    events_pb2_grpc,
     runs_pb2,
     runs_pb2_grpc,
     trainer_pb2,
@@ -38,6 +40,7 @@ from steelyard_server.runs.catalog import Catalog
 from steelyard_server.runs.journaled import CheckpointRule
 from steelyard_server.service.calls import offloaded
 from steelyard_server.service.datasets import DatasetService
+from steelyard_server.service.events import EventService
 from steelyard_server.service.http import HttpEndpoint
 from steelyard_server.service.runs import RunService
 from steelyard_server.service.trainer import TrainerService
@@ -48,6 +51,7 @@ SERVICES = (
     datasets_pb2.DESCRIPTOR.services_by_name["DatasetService"].full_name,
     runs_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
     trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name,
+    events_pb2.DESCRIPTOR.services_by_name["EventService"].full_name,
 )
 _START_SECONDS = 60.0
 _HEALTH_SECONDS = 0.25
@@ -174,6 +178,8 @@ class Server:
         datasets_pb2_grpc.add_DatasetServiceServicer_to_server(datasets, self._grpc)
         runs = offloaded(RunService(self._catalog), self._calls)
         runs_pb2_grpc.add_RunServiceServicer_to_server(runs, self._grpc)
+        events = offloaded(EventService(self._catalog), self._calls)
+        events_pb2_grpc.add_EventServiceServicer_to_server(events, self._grpc)
         trainer_pb2_grpc.add_TrainerServiceServicer_to_server(TrainerService(self._catalog), self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection(

@@ -6,13 +6,14 @@ Belongs to the run's own thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from steelyard_server.core.events import AttemptBegan, Bookmarked, Float32s, Ids, SignalsObserved
 from steelyard_server.runs import reports
+from steelyard_server.runs.audit import Unweighed
 from steelyard_server.runs.changes import changed_policy, policy_events
 from steelyard_server.runs.errors import Exists, Invalid, Missing, Superseded, Unready
 from steelyard_server.runs.journaled import Journaled
@@ -83,21 +84,28 @@ class Ownership:
         self._check_ids(ids)
         return column[ids]
 
-    def batch(self, step: int) -> Slice:
+    def batch(self, step: int) -> Slice | Unweighed:
+        """What was served at `step`. Its weights where it is in memory or they follow from the draw."""
         state = self._run.state()
-        record = state.steps.get(step)
         self._serving.await_durable(step)
-        drawn = record.drawn if record else self._run.log.journal.drawn(step)
+        # Not from memory, where a fork also has steps of its parent.
+        drawn = self._run.log.journal.drawn(step)
         if drawn is None:
-            raise Missing(
-                f"run {self._run.name!r} holds no batch of step {step}: the steps {self._run.log.oldest_step()}.."
-                f"{state.next_step - 1} are retained"
-            )
+            raise Missing(f"run {self._run.name!r} holds no batch of step {step}: {self._retained()}")
         rule = self._serving.rule_of(step)
-        weight = draw_weight(rule, drawn)
-        if record is not None and record.closed and rule.reads == "losses":
-            weight = self._serving.weights.of(rule, record)
-        return Slice(drawn, 0, len(drawn.ids), weight, state.examples.size, None)
+        served = Slice(drawn, 0, len(drawn.ids), draw_weight(rule, drawn), state.examples.size, None)
+        if rule.reads != "losses":
+            return served
+        record = state.steps.get(step)
+        if record is None:
+            # It left memory at a draw, with all of its reports behind it; both may still be on their way to the disk.
+            self._serving.await_durable(state.next_step - 1)
+            return Unweighed(served, rule, state.spec.report_window)
+        return replace(served, weight=self._serving.weights.of(rule, record)) if record.closed else served
+
+    def _retained(self) -> str:
+        oldest, after = self._run.log.oldest_step(), self._run.state().next_step
+        return f"the steps {oldest}..{after - 1} are retained" if oldest < after else "none is drawn yet"
 
     def observe(self, step: int | None, ids: Ids, signals: Mapping[str, Float32s]) -> None:
         state = self._run.state()

@@ -6,6 +6,7 @@ owner) do it on the `Journaled` state.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -13,12 +14,13 @@ from typing import Any, TypeVar
 
 from steelyard_server.core.events import Event, Float32s, Ids
 from steelyard_server.history.store import Store
-from steelyard_server.runs.errors import Missing, Unavailable
+from steelyard_server.runs.errors import Missing, Superseded, Unavailable, Unready
 from steelyard_server.runs.journaled import CheckpointRule, Journaled
 from steelyard_server.runs.log import RunLog
 from steelyard_server.runs.mailbox import Mailbox
 from steelyard_server.runs.messages import Join, Outbox, Report, Slice
 from steelyard_server.runs.ownership import Ownership, RunInfo
+from steelyard_server.runs.reader import JournalReader
 from steelyard_server.runs.serving import Serving
 from steelyard_server.runs.state import RunState
 from steelyard_server.runs.stats import RunStats
@@ -26,6 +28,7 @@ from steelyard_server.runs.stats import RunStats
 T = TypeVar("T")
 
 _CALL_SECONDS = 30.0
+_TRIES = 3
 _LONG_CALL_SECONDS = 300.0
 """For calls that read the journal from a checkpoint on."""
 
@@ -44,6 +47,7 @@ class Run:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
+        self._open_log = open_log
         self._mailbox = Mailbox(f"run {name!r}", self._tick)
         self._run = Journaled(
             store,
@@ -96,7 +100,19 @@ class Run:
         return self._call(lambda: self._owner.column(name, ids))
 
     def batch(self, step: int) -> Slice:
-        return self._call(lambda: self._owner.batch(step))
+        """What was served at `step`. Where its reports have left memory, they are read on the caller's thread."""
+        for _ in range(_TRIES):
+            found = self._call(lambda: self._owner.batch(step))
+            if isinstance(found, Slice):
+                return found
+            # Went back meanwhile: the run is asked again, since the step may be gone or be another.
+            with contextlib.suppress(Superseded, Unready):
+                return found.weighed(self.reader())
+        raise Unavailable(f"run {self._name!r} went back again and again while step {step} was read")
+
+    def reader(self) -> JournalReader:
+        """Reads what is durable now, beside the run and without asking it. StoreError where it cannot be read."""
+        return JournalReader(self._name, self._open_log().journal)
 
     def observe(self, step: int | None, ids: Ids, signals: Mapping[str, Float32s]) -> None:
         self._call(lambda: self._owner.observe(step, ids, signals))

@@ -29,6 +29,17 @@ def draw_weight(rule: weigh.Rule, drawn: BatchDrawn) -> Float32s | None:
     return np.asarray(weights, dtype=np.float32)
 
 
+def step_weights(rule: weigh.Rule, record: StepRecord) -> Float32s:
+    """float32[B]: the weights of a closed step; where losses decide, over the positions that were reported."""
+    if rule.reads == "probability":
+        weight = draw_weight(rule, record.drawn)
+        assert weight is not None
+        return weight
+    losses = record.signals.get("loss", np.zeros(len(record.reported), np.float32))
+    weights = weigh.weights(losses, rule, step=record.drawn.step, mask=record.reported)
+    return np.asarray(weights, dtype=np.float32)
+
+
 class StepWeights:
     """The loss-dependent weights of closed steps, and the trainers that wait for them."""
 
@@ -56,17 +67,7 @@ class StepWeights:
         """float32[B]: the weights of a closed step, over the positions that were reported."""
         step = record.drawn.step
         if step not in self._known:
-            self._known[step] = self._compute(rule, record)
+            self._known[step] = step_weights(rule, record)
             for old in [known for known in self._known if known < step - 64]:
                 del self._known[old]
         return self._known[step]
-
-    @staticmethod
-    def _compute(rule: weigh.Rule, record: StepRecord) -> Float32s:
-        if rule.reads == "probability":
-            weight = draw_weight(rule, record.drawn)
-            assert weight is not None
-            return weight
-        losses = record.signals.get("loss", np.zeros(len(record.reported), np.float32))
-        weights = weigh.weights(losses, rule, step=record.drawn.step, mask=record.reported)
-        return np.asarray(weights, dtype=np.float32)

@@ -1,0 +1,62 @@
+"""The weights of a step that has left memory: again from its reports, which the journal keeps.
+
+They lie between its draw and the record that closed it: the last of its reports, a StepClosed, an attempt that went on
+behind it, or the draw that left it behind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from steelyard import weigh
+from steelyard_server.core.events import AttemptBegan, BatchDrawn, Event, LossesReported, StepClosed
+from steelyard_server.runs.messages import Slice
+from steelyard_server.runs.reader import JournalReader
+from steelyard_server.runs.steps import StepRecord
+from steelyard_server.runs.weighing import step_weights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unweighed:
+    """A batch that `rule` weighs by its reports, of which memory has none. `window`: the run's report_window."""
+
+    served: Slice
+    rule: weigh.Rule
+    window: int
+
+    def weighed(self, reader: JournalReader) -> Slice:
+        """The batch with its weights. Reads up to `window` steps of the journal, a few where all was reported.
+
+        Superseded, RecordDamaged: as the reader.
+        """
+        record = closed_record(reader, self.served.drawn.step, self.window)
+        return replace(self.served, drawn=record.drawn, weight=step_weights(self.rule, record))
+
+
+def closed_record(reader: JournalReader, step: int, window: int) -> StepRecord:
+    """What was served and reported at `step`, as the run held it when the step was closed."""
+    record: StepRecord | None = None
+    for page in reader.pages(reader.place_of(step)):
+        for _, event in page:
+            if record is None:
+                assert isinstance(event, BatchDrawn), event
+                record = StepRecord.of(event)
+            elif isinstance(event, LossesReported) and event.step == step:
+                record.take(event.offset, event.signals)
+            elif _closes(event, step, window):
+                return record
+            if record.closed:
+                return record
+    assert record is not None
+    return record
+
+
+def _closes(event: Event, step: int, window: int) -> bool:
+    match event:
+        case StepClosed():
+            return event.step == step
+        case AttemptBegan():
+            return event.start_step > step
+        case BatchDrawn():
+            return event.step > step + window
+    return False
