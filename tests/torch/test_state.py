@@ -1,12 +1,22 @@
 """What a checkpoint holds, and going on from it."""
 
 import json
+import threading
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from steelyard import Aborted, FailedPrecondition, InvalidArgument, SessionClosed, StalenessError
+from steelyard import (
+    Aborted,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    SessionClosed,
+    StalenessError,
+)
 from steelyard.torch import BatchSampler
 
 
@@ -197,3 +207,85 @@ def test_an_error_inside_the_block_ends_the_session_at_once(make_run):
         session.next()
     with pytest.raises(SessionClosed):
         sampler.update(torch.ones(4))
+
+
+def test_a_state_of_one_rank_waits_until_all_ranks_have_reported_what_it_counts(make_run):
+    run = make_run()
+    first, second = (
+        BatchSampler(run, rank=rank, world_size=2, attempt="a", timeout=20.0) for rank in range(2)
+    )
+    for sampler in (first, second):
+        next(iter(sampler))
+    first.update(torch.ones(2))
+    states: list[dict[str, Any]] = []
+    asking = threading.Thread(target=lambda: states.append(first.state_dict()))
+    asking.start()
+    asking.join(0.3)
+    assert not states, "the other half of step 0 could still be lost"
+    second.update(torch.ones(2))
+    asking.join(20)
+    assert states == [{"version": 1, "run": run.name, "step": 1}]
+    assert run.info().closed_steps == 1
+    for sampler in (first, second):
+        sampler.close()
+
+
+def test_a_state_that_waits_for_a_rank_says_which_step_lacks_its_losses(make_run):
+    run = make_run()
+    first = BatchSampler(run, rank=0, world_size=2, attempt="a", timeout=0.5)
+    ids = iter(first)
+    for _ in range(2):
+        next(ids)
+        first.update(torch.ones(2))
+    with pytest.raises(DeadlineExceeded, match="the steps below 2, .* those of others lack step 0"):
+        first.state_dict()
+    with BatchSampler(run) as newer:
+        next(iter(newer))
+        with pytest.raises(Aborted):
+            first.state_dict()
+
+
+def test_a_state_loaded_after_much_more_training_gives_the_batches_and_columns_of_its_step(make_run, scored):
+    """Trained to step 950 and restored at 500, by another number of ranks."""
+    options: dict[str, Any] = {"batch_size": 4, "draw": scored, "staleness": 3, "seed": 5}
+    run, twin = make_run(60, **options), make_run(60, **options)
+
+    def loss(ids, step):
+        return ((torch.as_tensor(ids) * 7 + step * 3) % 11 + 1.0) / 4
+
+    def play(samplers, count):
+        passes = [iter(sampler) for sampler in samplers]
+        for _ in range(count):
+            for sampler, ids in zip(samplers, passes, strict=True):
+                step = sampler.step
+                sampler.update(loss(next(ids), step))
+
+    with BatchSampler(twin) as sampler:
+        play([sampler], 520)
+    with BatchSampler(run) as sampler:
+        play([sampler], 500)
+        state = json.dumps(sampler.state_dict())
+        play([sampler], 450)
+        later = [run.batch(step).ids.tolist() for step in range(500, 520)]
+        assert sampler.step == 950
+
+    ranks = [BatchSampler(run, rank=rank, world_size=3, attempt="again") for rank in range(3)]
+    for sampler in ranks:
+        sampler.load_state_dict(json.loads(state))
+    play(ranks, 20)
+    for sampler in ranks:
+        sampler.close()
+    for step in [*range(0, 480, 16), *range(480, 520)]:
+        mine, theirs = run.batch(step), twin.batch(step)
+        assert mine.digest == theirs.digest
+        np.testing.assert_array_equal(mine.probability, theirs.probability)
+    assert [run.batch(step).ids.tolist() for step in range(500, 520)] == later, (
+        "the same losses lead there again"
+    )
+    assert run.info().closed_steps == twin.info().closed_steps == 520
+    assert run.history(range(60)) == twin.history(range(60))
+    for one in (run, twin):
+        # The draw of the next step folds what it may know, up to the same step in both.
+        with one.join(prefetch=1) as session:
+            session.next()
+    np.testing.assert_array_equal(run.column("last_loss"), twin.column("last_loss"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, NoReturn
@@ -11,15 +12,20 @@ import torch
 from torch.utils.data import Sampler
 
 from steelyard.arguments import flag, seconds, whole
-from steelyard.errors import FailedPrecondition, ForkedSession, SessionClosed
+from steelyard.errors import DeadlineExceeded, FailedPrecondition, ForkedSession, SessionClosed
 from steelyard.run import Run
 from steelyard.session import Session
+from steelyard.torch.iteration import Iteration
 from steelyard.torch.matching import check_ids, check_losses, signal_tensors
 from steelyard.torch.objective import objective
 from steelyard.torch.pending import Part
 from steelyard.torch.ranks import find_ranks, share_token
 from steelyard.torch.seat import Seat
 from steelyard.torch.state import step_of, to_state
+
+# Between two looks at whether the other ranks have reported; mostly they are in the same step.
+_FIRST_POLL_SECONDS = 0.002
+_LAST_POLL_SECONDS = 0.1
 
 
 class BatchSampler(Sampler[list[int]]):
@@ -33,6 +39,13 @@ class BatchSampler(Sampler[list[int]]):
     It joins the run when the first batch is asked for, and belongs to the process that made it; a loader's workers get
     ids only. Iterating and reporting may be in two threads. Errors of the session (see steelyard.Session) are raised by
     every call, those of reports from a device by the next one.
+
+    With torchdata's StatefulDataLoader(dataset, batch_sampler=sampler), loader.state_dict() holds the sampler's place
+    as well: call it after update(), and load it into the loader of the next process. That goes on with the next batch,
+    to the end of the same pass where there are `steps`; load no state into the sampler then. Because such a loader
+    keeps a state with each batch that it takes ahead, update() waits until its report is durable, which a plain
+    DataLoader beside sampler.state_dict() spares. snapshot_every_n_steps must be 1, its default: from an older state
+    the loader would skip batches without training them.
     """
 
     def __init__(
@@ -83,7 +96,8 @@ class BatchSampler(Sampler[list[int]]):
         self._token = share_token(attempt, self._ranks, self._replica)
         self._loads = 0
         self._seat: Seat | None = None
-        self._iteration: _Iteration | None = None
+        self._iteration: Iteration | None = None
+        self._kept: set[int] = set()  # steps of states that a loader keeps
         self._waited = 0.0  # in sessions that are over
         self._served = False  # any batch, since the last state was loaded
         self._closed = False
@@ -98,7 +112,7 @@ class BatchSampler(Sampler[list[int]]):
         self._check_usable()
         if self._seat is not None:
             self._seat.pending.restart()
-        self._iteration = _Iteration(self)
+        self._iteration = Iteration(self)
         return self._iteration
 
     def __len__(self) -> int:
@@ -163,15 +177,20 @@ class BatchSampler(Sampler[list[int]]):
         """What to keep with the trainer's checkpoint: version, run and step, the same on every rank.
 
         Counts the steps whose whole slice was reported, not those that were only served. Waits until those reports are
-        durable, `timeout` seconds at most, and raises what became of them (ReportRefused, DeadlineExceeded). A process
-        that does not report has nothing to wait for: take the state of one that does.
+        durable and the other ranks have reported the same steps, `timeout` seconds at most, and raises what became of
+        them (ReportRefused, DeadlineExceeded). So a single rank may ask, for all of them, where the others do not wait
+        for it before they report.
         """
         self._check_usable()
-        if self._seat is not None:
-            step = self._seat.pending.step
-            self._seat.flush(self._timeout)
-        else:
-            step = self.step
+        if self._iteration is not None and self._iteration.asked_before_its_sampler():
+            # By a loader, for each batch that it takes ahead. What counts there is the state of the iteration.
+            return to_state(self._run.name, self.step)
+        if self._seat is None:
+            return to_state(self._run.name, self.step)
+        step = self._seat.pending.step
+        deadline = time.monotonic() + self._timeout
+        self._seat.flush(self._timeout)
+        self._await_other_ranks(self._seat, step, deadline)
         return to_state(self._run.name, step)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -181,12 +200,7 @@ class BatchSampler(Sampler[list[int]]):
         An iteration that is under way ends with FailedPrecondition. InvalidArgument: not a state, or another run's.
         """
         self._check_usable()
-        step = step_of(state, self._run.name)
-        self._give_up_seat()
-        self._iteration = None
-        self._start_step = step
-        self._served = False
-        self._loads += 1
+        self._go_on_from(state, None)
 
     # -- what it is ------------------------------------------------------------------------------------------------
 
@@ -261,7 +275,7 @@ class BatchSampler(Sampler[list[int]]):
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _next_part(self, iteration: _Iteration) -> Part:
+    def _next_part(self, iteration: Iteration) -> Part:
         """The next part of an iteration. StopIteration at its end."""
         self._check_usable()
         if iteration is not self._iteration:
@@ -283,6 +297,38 @@ class BatchSampler(Sampler[list[int]]):
         self._served = True
         return part
 
+    def _lacks_losses(self) -> bool:
+        return self._seat is not None and self._seat.pending.oldest() is not None
+
+    def _keep(self, step: int) -> None:
+        self._kept.add(step)
+
+    def _go_on_from(self, state: Mapping[str, Any], iteration: Iteration | None) -> None:
+        step = step_of(state, self._run.name)
+        self._give_up_seat()
+        self._iteration = iteration
+        self._start_step = step
+        self._served = False
+        self._kept.clear()
+        self._loads += 1
+
+    def _await_other_ranks(self, seat: Seat, step: int, deadline: float) -> None:
+        """Waits until every step below `step` is reported by all ranks. DeadlineExceeded says which is not."""
+        delay = _FIRST_POLL_SECONDS
+        while self._ranks.world_size > 1 or not self._reports:
+            closed = self._run.info().closed_steps
+            if closed >= step:
+                return
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(
+                    f"run {self._run.name!r}, rank {self.rank} of {self.world_size}: expected all ranks to have "
+                    f"reported the steps below {step}, which a state counts, within {self._timeout:g} s. This rank's "
+                    f"reports are durable; those of others lack step {closed}"
+                )
+            time.sleep(delay)
+            delay = min(2 * delay, _LAST_POLL_SECONDS)
+            seat.flush(self._timeout)  # raises what ended the session
+
     def _report(
         self, losses: torch.Tensor, ids: Any, signals: Mapping[str, Any] | None
     ) -> tuple[Part, torch.Tensor]:
@@ -297,7 +343,13 @@ class BatchSampler(Sampler[list[int]]):
         if ids is not None:
             check_ids(part, ids)
         values = {"loss": losses.detach().float(), **signal_tensors(part, signals or {})}
-        return part, seat.report(part, values)
+        weights = seat.report(part, values)
+        if self._iteration is not None:
+            self._iteration.asked_now = False
+        if part.last and part.batch.step + 1 in self._kept:
+            self._kept.discard(part.batch.step + 1)
+            seat.flush(self._timeout)
+        return part, weights
 
     def _why_none_is_due(self) -> str:
         if self._served:
@@ -338,18 +390,3 @@ class BatchSampler(Sampler[list[int]]):
             )
         if self._closed:
             raise SessionClosed(f"the sampler of run {self._run.name!r} was closed")
-
-
-class _Iteration:
-    """One pass of a loader. Goes on after an error, where a generator would be over and look like an end."""
-
-    def __init__(self, sampler: BatchSampler) -> None:
-        self._sampler = sampler
-        self.end: int | None = None
-
-    def __iter__(self) -> _Iteration:
-        return self
-
-    def __next__(self) -> list[int]:
-        ids: list[int] = self._sampler._next_part(self).ids.tolist()
-        return ids

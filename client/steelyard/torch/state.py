@@ -11,9 +11,12 @@ from steelyard.errors import InvalidArgument
 _VERSION = 1
 
 
-def to_state(run: str, step: int) -> dict[str, Any]:
-    """The state: plain values, the same on every rank and for any number of ranks."""
-    return {"version": _VERSION, "run": run, "step": step}
+def to_state(run: str, step: int, end: int | None = None) -> dict[str, Any]:
+    """The state: plain values, the same on every rank and for any number of ranks. `end`: the step that the pass stops
+    before, where it is a pass that is kept and has an end.
+    """
+    state = {"version": _VERSION, "run": run, "step": step}
+    return state if end is None else {**state, "end": end}
 
 
 def step_of(state: Mapping[str, Any], run: str) -> int:
@@ -31,3 +34,9 @@ def step_of(state: Mapping[str, Any], run: str) -> int:
             f"state: expected one of run {run!r}, which this sampler serves; got one of run {state['run']!r}"
         )
     return whole("state: step", state["step"])
+
+
+def end_of(state: Mapping[str, Any]) -> int | None:
+    """The step that a kept pass stops before, None where the state does not say."""
+    end = state.get("end")
+    return None if end is None else whole("state: end", end)
