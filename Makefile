@@ -5,6 +5,7 @@
 #   make check   format, lint, types, generated code, schema
 #   make bench   benchmarks
 #   make gen     generate code from proto/
+#   make crash MINUTES=10 [SEED=7 ROUND=3]   kill servers and trainers for so long, and compare with runs in peace
 #
 #   make release-schema   take today's protos as what later ones must stay compatible with
 #   make clean            remove .venv and the caches
@@ -19,10 +20,11 @@ TORCH := torch==2.13.0
 BUF_VERSION := 1.75.0
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 JOBS ?= 2
+MINUTES ?= 5
 SOURCES := client server tests proto $(wildcard trainer_example)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench gen release-schema clean lint types generated schema
+.PHONY: demo test check bench crash gen release-schema clean lint types generated schema
 
 demo: $(VENV)/ready
 	$(PY) trainer_example/demo.py
@@ -34,6 +36,10 @@ check: lint types generated schema
 
 bench: $(VENV)/ready
 	$(PY) tests/benchmarks/run.py $(ARGS)
+
+# With a round it plays that one, to repeat what failed.
+crash: $(VENV)/ready
+	$(PY) tests/robustness/crash/run.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(ROUND),--round $(ROUND) --rounds 1)
 
 gen: $(VENV)/gen/ready
 	$(GEN) proto/generate.py
