@@ -1,7 +1,6 @@
 """A server that can be killed, and trainers that are programs of their own."""
 
-import os
-import subprocess
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,14 @@ import pytest
 from steelyard.testing import ServerProcess
 
 PROGRAMS = Path(__file__).parent / "programs"
+sys.path.append(str(PROGRAMS))  # where the process that is forked finds what it begins with
+import begin_rank  # type: ignore[import-not-found] # noqa: E402
+
+_PROCESSES = multiprocessing.get_context("forkserver")
+# Where another test has started the fork server, without these, processes import for themselves.
+_PROCESSES.set_forkserver_preload(
+    ["torch", "torch._dynamo", "torch.distributed", "torch.utils.data", "steelyard.torch"]
+)
 IGNORED = (
     # What Python says from 3.12 on about every fork of a process with threads. A loader's workers use none of ours.
     "ignore:This process .* is multi-threaded:DeprecationWarning",
@@ -32,48 +39,45 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Program:
-    """A Python program as a process; its output is shown where it ends otherwise than expected."""
+    """A program of programs/ as a process; what it wrote is shown where it ends otherwise than expected."""
 
-    def __init__(self, log: Path, *arguments: object, **environment: str) -> None:
+    def __init__(
+        self, name: str, log: Path, arguments: tuple[object, ...], environment: dict[str, str]
+    ) -> None:
         self._log = log
-        with log.open("wb") as out:
-            self._process = subprocess.Popen(
-                [sys.executable, *map(str, arguments)],
-                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-                stdout=out,
-                stderr=subprocess.STDOUT,
-            )
+        texts = [str(one) for one in arguments]
+        self._process = _PROCESSES.Process(
+            target=begin_rank.begin,
+            args=(str(PROGRAMS / name), texts, {"OMP_NUM_THREADS": "1", **environment}, str(log)),
+        )
+        self._process.start()
 
-    def poll(self) -> int | None:
-        return self._process.poll()
+    @property
+    def running(self) -> bool:
+        return self._process.is_alive()
 
     def kill(self) -> None:
         """kill -9, and it is gone on return."""
         self._process.kill()
-        self._process.wait(30)
+        self._process.join(30)
 
-    def expect(self, status: int = 0, seconds: float = DEADLINE) -> None:
-        """Waits for the end with this status."""
-        try:
-            came: int | str = self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            came = f"none within {seconds} s"
-        assert came == status, (
-            f"expected exit status {status}, got {came}; it wrote:\n{self.output()[-6000:]}"
-        )
+    def expect(self, status: int, seconds: float = DEADLINE) -> None:
+        """Waits for the end with this status, negative for a signal."""
+        self._process.join(seconds)
+        came = f"none within {seconds} s" if self.running else self._process.exitcode
+        assert came == status, f"expected exit status {status}, got {came}; it wrote:\n{self._written()}"
 
-    def output(self) -> str:
-        return self._log.read_text(encoding="utf-8", errors="replace")
+    def _written(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")[-6000:] if self._log.exists() else ""
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
-    """Starts programs/NAME with arguments, or any module with "-m"; what still runs at the end is killed."""
+    """Starts programs/NAME with arguments and environment; what still runs at the end is killed."""
     started: list[Program] = []
 
     def begin(name: str, *arguments: object, **environment: str) -> Program:
-        where = (name,) if name.startswith("-") else (str(PROGRAMS / name),)
-        started.append(Program(tmp_path / f"program-{len(started)}.log", *where, *arguments, **environment))
+        started.append(Program(name, tmp_path / f"{len(started)}.log", arguments, environment))
         return started[-1]
 
     yield begin

@@ -90,7 +90,7 @@ def test_a_loader_killed_in_the_middle_of_a_pass_goes_on_where_its_state_says(
 
 def test_the_state_of_a_loader_is_that_of_what_it_handed_out_and_not_of_what_it_took_ahead(run):
     with BatchSampler(run) as sampler:
-        loader: StatefulDataLoader[int] = StatefulDataLoader(Ids(), batch_sampler=sampler, num_workers=2)
+        loader = StatefulDataLoader(Ids(), batch_sampler=sampler, num_workers=2)
         for at, ids in enumerate(loader):
             sampler.update(losses_of(ids), ids=ids)
             state = loader.state_dict()
@@ -109,7 +109,7 @@ def test_a_state_before_the_first_batch_and_one_after_the_last_are_good(run, und
     states: list[Any] = []
     for _ in range(4):
         with BatchSampler(run, steps=3) as sampler:
-            loader: StatefulDataLoader[int] = StatefulDataLoader(Ids(), batch_sampler=sampler, num_workers=1)
+            loader = StatefulDataLoader(Ids(), batch_sampler=sampler, num_workers=1)
             if states:
                 loader.load_state_dict(states[-1])
             states.append(loader.state_dict())
@@ -123,9 +123,7 @@ def test_a_state_before_the_first_batch_and_one_after_the_last_are_good(run, und
 
 def test_a_loader_that_keeps_a_state_only_now_and_then_is_told(run):
     with BatchSampler(run) as sampler:
-        loader: StatefulDataLoader[int] = StatefulDataLoader(
-            Ids(), batch_sampler=sampler, num_workers=2, snapshot_every_n_steps=3
-        )
+        loader = StatefulDataLoader(Ids(), batch_sampler=sampler, num_workers=2, snapshot_every_n_steps=3)
         with pytest.raises(InvalidArgument, match="snapshot_every_n_steps: expected 1"):
             next(iter(loader))
 
@@ -133,7 +131,7 @@ def test_a_loader_that_keeps_a_state_only_now_and_then_is_told(run):
 def test_a_loader_without_workers_may_be_asked_for_its_state_at_any_time(run, undisturbed):
     trained = []
     with BatchSampler(run) as sampler:
-        loader: StatefulDataLoader[int] = StatefulDataLoader(Ids(), batch_sampler=sampler)
+        loader = StatefulDataLoader(Ids(), batch_sampler=sampler)
         for _ in range(2):
             loader.state_dict()
         for at, ids in enumerate(loader):
@@ -151,7 +149,7 @@ def test_a_loader_without_workers_may_be_asked_for_its_state_at_any_time(run, un
 def test_a_stateful_loader_that_takes_more_ahead_than_the_staleness_is_told_at_once(client):
     run = client.create_run("narrow", dataset="d", **{**RUN, "staleness": 3})
     with BatchSampler(run) as sampler:
-        loader: StatefulDataLoader[int] = StatefulDataLoader(Ids(), batch_sampler=sampler, num_workers=2)
+        loader = StatefulDataLoader(Ids(), batch_sampler=sampler, num_workers=2)
         with pytest.raises(StalenessError, match="staleness 3"):
             next(iter(loader))
     assert isinstance(run, steelyard.Run)
