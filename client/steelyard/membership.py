@@ -41,7 +41,7 @@ from steelyard.weighing import Rules
 
 _LOG = logging.getLogger("steelyard")
 
-# Seconds for which a seat that is taken is asked for again: in 20 the server finds out that its holder's connection is
+# Seconds for which a seat that is taken is asked for again: in 15 the server finds out that its holder's connection is
 # dead (server.py), so who holds it after these lives.
 _SEAT_SECONDS = 30.0
 
@@ -406,5 +406,5 @@ def _ways_out(staleness: int) -> str:
 def _seat_taken(error: SteelyardError, waited: float) -> AlreadyExists:
     return AlreadyExists(
         f"{error}. Waited {waited:.0f} s for that session to end: where its process is gone, the rank is free within "
-        "20 s; where it lives, two processes of this attempt claim the same rank"
+        "15 s; where it lives, two processes of this attempt claim the same rank"
     )

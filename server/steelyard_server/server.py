@@ -167,7 +167,7 @@ class Server:
                 ("grpc.max_send_message_length", -1),
                 # A peer whose machine died does not say so: its rank is free again after these times. A client asks
                 # for a rank that is taken for longer than that (membership.py).
-                ("grpc.keepalive_time_ms", 10_000),
+                ("grpc.keepalive_time_ms", 5_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
                 ("grpc.http2.ping_timeout_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),

@@ -130,7 +130,7 @@ class Network:
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._passes = threading.Event()
         self._passes.set()
-        self._over = False
+        self._threads: list[threading.Thread] = []
         self._sockets: list[socket.socket] = []
         self._start(self._accept)
 
@@ -150,18 +150,25 @@ class Network:
             one.close()
 
     def close(self) -> None:
-        self._over = True
-        self._listener.close()
+        """Ends everything, threads included."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts, which close() does not
         self._passes.set()
         self.cut()
+        for thread in self._threads:
+            thread.join(WAIT)
+        self.cut()
+        self._listener.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                self._sockets.append(near)
                 self._passes.wait()
                 far = socket.create_connection(self._target, WAIT)
-                self._sockets += [near, far]
+                far.settimeout(None)
+                self._sockets.append(far)
                 self._start(functools.partial(self._pump, near, far))
                 self._start(functools.partial(self._pump, far, near))
 
@@ -170,12 +177,14 @@ class Network:
             while data := source.recv(1 << 16):
                 self._passes.wait()
                 sink.sendall(data)
+        self._passes.wait()
         for one in (source, sink):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
 
     def _start(self, target: Callable[[], None]) -> None:
-        threading.Thread(target=target, name="network", daemon=True).start()
+        self._threads.append(threading.Thread(target=target, name="network", daemon=True))
+        self._threads[-1].start()
 
 
 @pytest.fixture

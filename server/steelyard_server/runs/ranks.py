@@ -64,11 +64,17 @@ class Ranks:
 
     def check_free(self, join: Join) -> None:
         holder = self._by_seat.get((join.rank, join.replica))
-        if holder is not None and holder.session != join.session:
-            raise Exists(
-                f"rank {join.rank} (replica {join.replica}) of attempt {join.attempt!r} is held by the live session "
-                f"{holder.session!r}; session {join.session!r} must take another rank"
+        if holder is None or holder.session == join.session:
+            return
+        if join.resume_step is not None:
+            raise Superseded(
+                f"rank {join.rank} (replica {join.replica}) of attempt {join.attempt!r} was taken by the newer session "
+                f"{holder.session!r} while session {join.session!r} had no connection; this trainer must stop"
             )
+        raise Exists(
+            f"rank {join.rank} (replica {join.replica}) of attempt {join.attempt!r} is held by the live session "
+            f"{holder.session!r}; session {join.session!r} must take another rank"
+        )
 
     def all_connected(self, world_size: int) -> bool:
         """Whether every rank of the attempt has a live stream, and every replica that ever had one: among those that
