@@ -121,6 +121,25 @@ def test_positions_that_were_never_reported_weigh_nothing(tmp_path):
         np.testing.assert_array_equal(before[1], run.batch(1).weight)
 
 
+def test_a_step_that_was_left_behind_open_weighs_what_was_reported_until_then(tmp_path):
+    with server(tmp_path) as client:
+        client.create_dataset("d", 40)
+        run = client.create_run("r", dataset="d", batch_size=BATCH, weigh=LINUPPER)
+        with run.join(rank=0, world_size=2, attempt="a", prefetch=4, timeout=60) as session:
+            for _ in range(STEPS):
+                batch = session.next()
+                session.report_raw(batch, loss(batch.ids, batch.step))
+            with run.join(rank=1, world_size=2, attempt="a", prefetch=1, timeout=60) as other:
+                late = other.next()
+                assert late.step > GONE
+        for step in range(0, GONE, 7):
+            whole = run.batch(step)
+            mask = np.array([True, True, False, False])
+            expected = weigh.weights(loss(whole.ids, step), LINUPPER, step=step, mask=mask)
+            np.testing.assert_array_equal(whole.weight, expected)
+        assert run.batch(late.step).weight.tolist() == [1] * BATCH
+
+
 def test_a_report_that_came_after_the_step_was_closed_weighs_nothing(tmp_path):
     with server(tmp_path) as client:
         client.create_dataset("d", 40)
