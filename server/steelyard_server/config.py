@@ -80,7 +80,17 @@ class Settings(BaseSettings):
     """Address space that LMDB maps at first. It grows by itself and takes no disk before it is used."""
 
     max_map_size_bytes: ByteSize = Field(default=ByteSize(1 << 40), ge=MIB)
-    """Where growth of the map ends: writes are refused beyond it, reads and draws already made go on."""
+    """Where growth of the map ends. The last sixteenth is kept for runs under way: new runs, forks, appended examples,
+    columns and observations are RESOURCE_EXHAUSTED there. Where it is full, trainers wait; deleting makes room."""
+
+    max_runs: int = Field(default=1000, ge=1)
+    """Most runs; one more is RESOURCE_EXHAUSTED. Those that exist when the limit is lowered are served on."""
+
+    max_datasets: int = Field(default=1000, ge=1)
+    """Most datasets, as for max_runs."""
+
+    max_examples: int = Field(default=10**10, ge=1)
+    """Most examples of all runs together, as for max_runs: a run counts the size of its dataset, also as it grows."""
 
     checkpoint_interval_seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False)
     """Longest time between two checkpoints of a run that changes: bounds what recovery replays."""

@@ -38,6 +38,7 @@ from steelyard_server.history.store import Store
 from steelyard_server.log import logger
 from steelyard_server.runs.catalog import Catalog
 from steelyard_server.runs.journaled import CheckpointRule
+from steelyard_server.runs.limits import Limits
 from steelyard_server.service.calls import offloaded
 from steelyard_server.service.datasets import DatasetService
 from steelyard_server.service.events import EventService
@@ -95,7 +96,8 @@ class Server:
             rule = CheckpointRule(
                 settings.checkpoint_interval_seconds, int(settings.checkpoint_journal_bytes)
             )
-            self._catalog = Catalog(self._store, rule, int(settings.max_message_bytes))
+            limits = Limits(settings.max_runs, settings.max_datasets, settings.max_examples)
+            self._catalog = Catalog(self._store, rule, int(settings.max_message_bytes), limits)
             self._thread.start()
             self._await(self._start(), _START_SECONDS)
             if settings.http is not None:

@@ -141,3 +141,14 @@ def test_a_map_above_its_maximum_is_refused() -> None:
 def test_an_interval_is_a_positive_finite_time(value: str) -> None:
     with pytest.raises(ConfigError, match="durability_interval_seconds"):
         load({"data_dir": "d", "durability_interval_seconds": value}, environ={})
+
+
+@pytest.mark.parametrize(
+    ("name", "default"), [("max_runs", 1000), ("max_datasets", 1000), ("max_examples", 10**10)]
+)
+def test_a_server_takes_on_no_more_than_it_is_told(name: str, default: int) -> None:
+    assert getattr(load({"data_dir": "d"}, environ={}), name) == default
+    assert getattr(load({"data_dir": "d", name: "7"}, environ={}), name) == 7
+    for bad in ("0", "-1", "many", "1.5"):
+        with pytest.raises(ConfigError, match=f"{name} = '{bad}'"):
+            load({"data_dir": "d", name: bad}, environ={})

@@ -11,6 +11,9 @@ commits later.
 A commit that fails has an unknown outcome: what was queued is answered with StoreFailed, `generation` moves
 on, the environment is closed, reopened and probed until a commit of the same size succeeds. No restart is
 needed.
+
+A map that may grow no further refuses (StoreFull) before LMDB would: the last of it is kept for what makes
+room (room.py), so that a full store can always be emptied. A refused write was not applied.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ from .errors import (
 from .gate import Gate
 from .lockfile import LockFile
 from .ops import Delete, DeleteRange, Fence, Op, Put, Table, check, u64, weight
+from .room import PATHS, cost, headroom, reserve
 from .tail import Tail
 
 __all__ = [
@@ -70,6 +74,7 @@ OnDurable = Callable[[BaseException | None], None]
 
 MAX_GROUP_BYTES = 64 << 20
 MAX_GROUP_WRITES = 4096
+SIZE_PAGE = 1 << 12
 MAX_PROBE_BYTES = 4 << 20
 GROW_ABOVE = 0.6
 MIN_MAP_SIZE = 64 << 10
@@ -87,10 +92,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """Sizes in bytes. `used_bytes` is the high-water mark of the file, freed pages included."""
+    """Sizes in bytes. `used_bytes` is the high-water mark of the file, freed pages included; `live_bytes` are
+    without them.
+    """
 
     map_size: int
     used_bytes: int
+    live_bytes: int
     commits: int
     last_commit_seconds: float
     queue_bytes: int
@@ -103,6 +111,10 @@ class _Write:
     on_durable: OnDurable
     now: bool
     size: int
+    awaited: bool
+    """Nothing that rests on it is written before its outcome is known."""
+    frees: bool
+    """It makes room, or leads to what does: it may take what is kept for that."""
 
 
 @dataclass(slots=True)
@@ -133,6 +145,8 @@ class Store:
         self._interval = interval
         self._map_size = map_size - map_size % MIN_MAP_SIZE
         self._max_map_size = max(self._map_size, max_map_size - max_map_size % MIN_MAP_SIZE)
+        # Above the limit where more than that is there already: emptying it must be possible.
+        self._ceiling = self._max_map_size
         self._max_queue_bytes = max_queue_bytes
         self._process = os.getpid()
         self._gate = Gate()
@@ -144,7 +158,10 @@ class Store:
         self._serving: deque[_Write] = deque()
         self._queue_bytes = 0
         self._stopping = False
+        # Why the tail cannot be committed.
         self._full: StoreFull | None = None
+        # Free bytes without which it is of no use that a run which was refused tries again.
+        self._lacking = 0
         # How many of _serving go one by one: as one transaction they were too big for the map.
         self._singly = 0
         self._flush_wanted = False
@@ -200,26 +217,37 @@ class Store:
         """Moves on whenever a write was lost or doubtful: what is held in memory must be loaded again."""
         return self._generation
 
-    def write(self, ops: Sequence[Op], on_durable: OnDurable, *, now: bool = False) -> None:
+    def write(
+        self,
+        ops: Sequence[Op],
+        on_durable: OnDurable,
+        *,
+        now: bool = False,
+        awaited: bool = False,
+        frees: bool = False,
+    ) -> None:
         """Queues `ops` as one transaction, behind all that was queued before.
 
         `on_durable` is called once, from the writer thread, in queue order: with None when the ops are
         durable, or with the StoreError. It must be quick, and must not read the store or wait for it. `now`
-        asks for LMDB's own commit where durability is `interval`. Blocks while the queue is full;
-        StoreOverloaded after WAIT_SECONDS, and StoreError when the store is closed: then `on_durable` is not
-        called.
+        asks for LMDB's own commit where durability is `interval`. `awaited` promises that nothing which rests
+        on these ops is written before their outcome is known: where they are refused for want of room, no
+        fence falls. `frees` says that they make room, or lead to what does; ops that only delete always do.
+        Blocks while the queue is full; StoreOverloaded after WAIT_SECONDS, and StoreError when the store is
+        closed: then `on_durable` is not called.
         """
         self._check_process()
         for op in ops:
             check(op)
-        write = _Write(ops, on_durable, now, sum(map(weight, ops)))
+        frees = frees or not any(isinstance(op, Put) for op in ops)
+        write = _Write(ops, on_durable, now, sum(map(weight, ops)), awaited, frees)
         with self._changed:
             self._await_room(write.size)
             self._queue.append(write)
             self._queue_bytes += write.size
             self._changed.notify_all()
 
-    def commit(self, ops: Sequence[Op]) -> None:
+    def commit(self, ops: Sequence[Op], *, frees: bool = False) -> None:
         """Writes `ops` now and waits. StoreError as on_durable would get; StoreFailed also when it takes too
         long.
         """
@@ -234,7 +262,7 @@ class Store:
             outcome.append(error)
             done.set()
 
-        self.write(ops, settle, now=True)
+        self.write(ops, settle, now=True, awaited=True, frees=frees)
         if not done.wait(WAIT_SECONDS):
             raise StoreFailed(
                 f"{len(ops)} ops were not durable within {WAIT_SECONDS} s; they may yet become so"
@@ -273,15 +301,58 @@ class Store:
         with self._reading() as (txn, tables), txn.cursor(db=tables[table]) as cursor:
             return [_last(cursor, start, stop) for start, stop in ranges]
 
+    def size_of(self, table: Table, start: bytes, stop: bytes) -> int:
+        """Bytes of the keys and values of [start, stop). A short transaction a page, so not of one moment where others
+        write; about a microsecond a row.
+        """
+        size = 0
+        while start < stop:
+            with self._reading() as (txn, tables), txn.cursor(db=tables[table]) as cursor:
+                keys = 0
+                for key in _walk(cursor, start, stop, False, SIZE_PAGE):
+                    keys, start = keys + 1, key + b"\0"
+                    size += len(key) + len(cursor.value())
+            if keys < SIZE_PAGE:
+                break
+        return size
+
+    def check_headroom(self, what: str, ops: Sequence[Op]) -> None:
+        """StoreFull where `ops`, which make something new, would take what is kept for what there is already.
+
+        `what` names them in the message. Changes nothing; others may write before they are written.
+        """
+        kept = headroom(self._max_map_size)
+        needed = cost(ops) + PATHS
+        live = self._live_bytes()
+        if live + needed > self._max_map_size - kept:
+            raise StoreFull(
+                f"no room for {what}: {live} bytes are used, it takes about {needed}, and of max_map_size_bytes "
+                f"({self._max_map_size}) the last {kept} are kept for the runs that there are: delete runs or "
+                "raise max_map_size_bytes"
+            )
+
+    @property
+    def full(self) -> StoreFull | None:
+        """Why runs find no room to write; None where they do. Never waits for the disk."""
+        if not self._healthy:
+            return None
+        live, needed = self._live_bytes(), max(self._lacking, 2 * PATHS)
+        if live + needed > self._room():
+            return self._no_room(live, needed)
+        self._lacking = 0
+        return None
+
     def stats(self) -> StoreStats:
         """Figures of this moment. Never waits for the disk."""
         self._check_process()
         with self._gate.shared(WAIT_SECONDS):
             used = _used_bytes(self._env) if self._env is not None else 0
+            live = self._measure() if self._env is not None else 0
         with self._changed:
             return StoreStats(
                 map_size=self._map_size,
                 used_bytes=used,
+                live_bytes=live,
                 commits=self._commits,
                 last_commit_seconds=self._last_commit_seconds,
                 queue_bytes=self._queue_bytes,
@@ -363,6 +434,37 @@ class Store:
             if self._settled < target and self._full is not None:
                 raise self._full
 
+    # How full it is.
+
+    def _room(self) -> int:
+        """Bytes that may be live before only what makes room is taken."""
+        return self._max_map_size - reserve(self._max_map_size)
+
+    def _live_bytes(self) -> int:
+        """Exact only near the end of the map; where even the high-water mark is far from it, that mark."""
+        with self._gate.shared(WAIT_SECONDS):
+            if self._env is None or not self._healthy:
+                raise StoreFailed(f"{self._directory} cannot be read until a commit has succeeded again")
+            used = _used_bytes(self._env)
+            return used if used < self._max_map_size // 2 else self._measure()
+
+    def _measure(self) -> int:
+        """Bytes of the pages that are in use. Some 20 microseconds. Within the gate, or on the writer thread."""
+        assert self._env is not None
+        pages = 0
+        with self._env.begin() as txn:
+            for table in (None, *self._tables.values()):
+                stat = txn.stat() if table is None else txn.stat(table)
+                pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        return pages * int(self._env.stat()["psize"])
+
+    def _no_room(self, live: int, needed: int) -> StoreFull:
+        return StoreFull(
+            f"the store in {self._directory} is full: {live} bytes are used, what is to be written needs about "
+            f"{needed}, and of max_map_size_bytes ({self._max_map_size}) the last {reserve(self._max_map_size)} "
+            "are kept for deleting: delete runs or bookmarks, or raise max_map_size_bytes"
+        )
+
     # Opening, reopening, letting go.
 
     def _start(self) -> None:
@@ -410,6 +512,8 @@ class Store:
         )
         self._env = env
         self._map_size = max(self._map_size, env.info()["map_size"])
+        beyond = _used_bytes(env) + reserve(self._max_map_size)
+        self._ceiling = max(self._max_map_size, beyond + -beyond % MIN_MAP_SIZE)
         with env.begin(write=True) as txn:
             self._tables = {table: env.open_db(table.encode(), txn=txn) for table in Table}
             if txn.get(_FORMAT, db=self._tables[Table.META]) is None:
@@ -480,7 +584,7 @@ class Store:
         """Applies what was taken, in order. Every write of it is answered, whatever happens."""
         while self._serving and self._healthy:
             tailed = self._may_wait(self._serving[0])
-            batch = self._refuse_fenced(self._next_batch(tailed))
+            batch = self._refuse_crowding(self._refuse_fenced(self._next_batch(tailed)))
             if not batch:
                 continue
             if tailed and not self._full:
@@ -517,6 +621,28 @@ class Store:
 
     def _holds(self, write: _Write) -> bool:
         return all(op.generation == self._generation for op in write.ops if isinstance(op, Fence))
+
+    def _refuse_crowding(self, batch: list[_Write]) -> list[_Write]:
+        """The writes for which there is room, up to the first for which there is none. Where that is the very
+        first, answers it; else it comes to its turn when those before it are durable.
+        """
+        assert self._env is not None
+        room, size = self._room(), 2 * self._pending.size + sum(2 * write.size for write in batch)
+        if not batch or _used_bytes(self._env) + PATHS + size <= room:
+            return batch
+        if self._pending.puts and not self._guarded_flush(batch):
+            return []
+        live = self._measure()
+        for place, write in enumerate(batch):
+            needed = cost(write.ops)
+            if not write.frees and live + needed + PATHS > room:
+                taken, later = batch[:place], batch[place:]
+                if not taken:
+                    self._refuse_full([later.pop(0)], self._no_room(live, needed))
+                self._serving.extendleft(reversed(later))
+                return taken
+            live += needed
+        return batch
 
     def _append_to_tail(self, batch: list[_Write]) -> None:
         writes = [[op for op in write.ops if isinstance(op, Put)] for write in batch]
@@ -589,10 +715,13 @@ class Store:
 
     def _refuse_full(self, batch: list[_Write], error: StoreFull) -> None:
         log.error("%s: %s", self._directory, error)
-        if batch:
+        if any(not write.awaited for write in batch):
             with self._changed:
                 self._generation += 1
-            self._answer(batch, error)
+            # Also where LMDB alone found no room, in pieces as it may be: until some more of it is free.
+            size = max(cost(write.ops) for write in batch)
+            self._lacking = max(size + PATHS, self._room() - self._measure() + PATHS)
+        self._answer(batch, error)
 
     def _guarded(self, action: Callable[[], None], batch: list[_Write]) -> bool:
         """True when `action` succeeded. False: the outcome is unknown, all that waits was answered so, and
@@ -632,19 +761,19 @@ class Store:
         """Growing between transactions is cheap; running into the end costs the transaction that did."""
         assert self._env is not None
         wanted = self._map_size
-        while _used_bytes(self._env) + size > GROW_ABOVE * wanted and wanted < self._max_map_size:
+        while _used_bytes(self._env) + size > GROW_ABOVE * wanted and wanted < self._ceiling:
             wanted *= 2
         if wanted > self._map_size:
             self._grow(wanted)
 
     def _grow(self, wanted: int) -> None:
-        if self._map_size >= self._max_map_size:
+        if self._map_size >= self._ceiling:
             raise StoreFull(
-                f"the map of {self._directory} is full at {self._map_size} bytes, the most that it may have: "
-                "raise max_map_size or delete runs"
+                f"the store in {self._directory} is full: its map has {self._map_size} bytes, the most that "
+                "max_map_size_bytes allows: delete runs or bookmarks, or raise max_map_size_bytes"
             )
         assert self._env is not None
-        size = min(wanted, self._max_map_size)
+        size = min(wanted, self._ceiling)
         with self._gate.exclusive(WAIT_SECONDS):
             self._env.set_mapsize(size)
         log.info("%s: the map grew from %d to %d bytes", self._directory, self._map_size, size)

@@ -16,8 +16,8 @@ import numpy as np
 
 from steelyard_server.core.events import Event, Float32s, Ids, RunCreated
 from steelyard_server.history import registry
-from steelyard_server.history.errors import RecordDamaged, StoreError
-from steelyard_server.history.ops import Op
+from steelyard_server.history.errors import RecordDamaged, StoreError, StoreFull
+from steelyard_server.history.ops import Op, Put, Table
 from steelyard_server.history.store import Store
 from steelyard_server.log import logger
 from steelyard_server.policies.columns import parse_derived
@@ -26,6 +26,7 @@ from steelyard_server.runs.changes import changed_policy, policy_events
 from steelyard_server.runs.datasets import MAX_SIZE, Dataset, DatasetInfo, news_for
 from steelyard_server.runs.errors import Exists, Invalid, Missing, Unavailable, Unready
 from steelyard_server.runs.journaled import CheckpointRule
+from steelyard_server.runs.limits import Admission, Limits, Use
 from steelyard_server.runs.locks import NamedLocks
 from steelyard_server.runs.log import RunLog
 from steelyard_server.runs.ownership import RunInfo
@@ -47,8 +48,11 @@ class Catalog:
     is found when the run is loaded.
     """
 
-    def __init__(self, store: Store, rule: CheckpointRule, max_message_bytes: int) -> None:
+    def __init__(
+        self, store: Store, rule: CheckpointRule, max_message_bytes: int, limits: Limits | None = None
+    ) -> None:
         self.max_message_bytes = max_message_bytes
+        self._admission = Admission(limits or Limits(), self._use)
         self._store = store
         self._rule = rule
         self._registry = registry.Registry(store)
@@ -81,9 +85,11 @@ class Catalog:
             known = self._datasets.get(name)
             if known is not None:
                 return _same_dataset(known, size, fingerprint, exist_ok).info
-            row = registry.Dataset(name, self._registry.allocate_id(), size, fingerprint)
-            dataset = Dataset(row, np.empty(0, np.int64))
-            return self._change(dataset, self._registry.put_dataset(row)).info
+            with self._admission.dataset(name, size):
+                self._check_room(f"dataset {name!r}", [])
+                row = registry.Dataset(name, self._registry.allocate_id(), size, fingerprint)
+                dataset = Dataset(row, np.empty(0, np.int64))
+                return self._change(dataset, self._registry.put_dataset(row)).info
 
     def delete_dataset(self, name: str) -> None:
         with self._changes.of(("dataset", name)):
@@ -109,9 +115,13 @@ class Catalog:
                     f"dataset {name!r} has {dataset.size} examples; expected_size was {expected_size}: someone else "
                     "changed it"
                 )
-            _check_size(dataset.size + count)
-            row = replace(dataset.row, size=dataset.size + count)
-            return self._change(replace(dataset, row=row), self._registry.put_dataset(row)).info
+            size = dataset.size + count
+            _check_size(size)
+            with self._admission.dataset(name, size):
+                row = replace(dataset.row, size=size)
+                ops = self._registry.put_dataset(row)
+                self._check_room(f"{count} more examples of dataset {name!r}", ops)
+                return self._change(replace(dataset, row=row), ops).info
 
     def retire_ids(self, name: str, ids: Ids) -> DatasetInfo:
         with self._changes.of(("dataset", name)):
@@ -134,6 +144,7 @@ class Catalog:
             at = np.arange(start, start + len(values), dtype=np.int64) if ids is None else ids
             self._check_values(dataset, column, at, values)
             row, ops = self._registry.set_column(dataset.row, column, at, values)
+            self._check_room(f"{len(values)} values of column {column!r} of dataset {name!r}", ops)
             return self._change(replace(dataset, row=row), ops).info
 
     # ---- runs ----
@@ -175,6 +186,10 @@ class Catalog:
     def run_to_join(self, name: str, fingerprint: str) -> Run:
         """The run, for trainers whose dataset has `fingerprint`, where they give one."""
         run = self.run(name)
+        full = self._store.full
+        if full is not None:
+            # Before it is loaded in vain: its first draw would be refused.
+            raise Unavailable(str(full))
         row = self._dataset(self._row(name).dataset).row
         if fingerprint and row.fingerprint and fingerprint != row.fingerprint:
             raise Unready(
@@ -195,16 +210,23 @@ class Catalog:
                 return
             dataset = self._dataset(spec.dataset)
             self._check_policy(spec.policy, dataset, spec.batch_size)
-            row = registry.Run(
-                spec.name, self._registry.allocate_id(), spec.dataset, spec.model_dump(mode="json")
-            )
-            log = self._open_log(row)
-            state, created = log.create(RunCreated(spec.model_dump(mode="json"), dataset.size))
-            news = news_for(state, dataset, lambda column: self._column(dataset, column))
-            self._store.commit([*self._registry.put_run(row), *created, *log.append(news)])
-            with self._lock:
-                self._rows[spec.name] = row
+            with self._admission.run(spec.name, spec.dataset):
+                self._check_room(f"run {spec.name!r}", [])
+                self._create(spec, dataset)
         _log.info("run_created", run=spec.name, dataset=spec.dataset, batch_size=spec.batch_size)
+
+    def _create(self, spec: RunSpec, dataset: Dataset) -> None:
+        row = registry.Run(
+            spec.name, self._registry.allocate_id(), spec.dataset, spec.model_dump(mode="json")
+        )
+        log = self._open_log(row)
+        state, created = log.create(RunCreated(spec.model_dump(mode="json"), dataset.size))
+        news = news_for(state, dataset, lambda column: self._column(dataset, column))
+        ops = [*self._registry.put_run(row), *created, *log.append(news)]
+        self._check_room(f"run {spec.name!r}", ops)
+        self._store.commit(ops)
+        with self._lock:
+            self._rows[spec.name] = row
 
     def delete_run(self, name: str) -> None:
         with self._changes.of(("run", name)):
@@ -213,17 +235,24 @@ class Catalog:
                 run = self._runs.get(name)
             if run is not None and not run.remove():
                 raise Unavailable(f"run {name!r} is busy and was not deleted; try again")
-            with self._lock:
-                # From here on nobody finds it, so nobody starts it again while its records go.
-                del self._rows[name]
-                self._runs.pop(name, None)
-            try:
-                self._store.commit(self._registry.delete_run(row))
-            except StoreError:
+            with self._admission.leaving(name, row.dataset):
                 with self._lock:
-                    self._rows[name] = row
-                raise
+                    # From here on nobody finds it, so nobody starts it again while its records go.
+                    del self._rows[name]
+                    self._runs.pop(name, None)
+                try:
+                    self._store.commit(self._registry.delete_run(row), frees=True)
+                except StoreError:
+                    with self._lock:
+                        self._rows[name] = row
+                    raise
         _log.info("run_deleted", run=name)
+
+    def observe(self, name: str, step: int | None, ids: Ids, signals: Mapping[str, Float32s]) -> None:
+        run = self.run(name)
+        size = ids.nbytes + sum(values.nbytes for values in signals.values())
+        self._check_room(f"an observation of run {name!r}", [Put(Table.JOURNAL, b"", bytes(size))])
+        run.observe(step, ids, signals)
 
     def change_policy(
         self, name: str, draw: Mapping[str, Any] | None, weigher: Mapping[str, Any] | None
@@ -255,7 +284,9 @@ class Catalog:
                 self._check_policy(policy, dataset, state.spec.batch_size)
                 self._adopt(state, parent, seq, new_name, policy)
 
-            self.run(name).fork(at, adopt)
+            with self._admission.run(new_name, of):
+                self._check_room(f"run {new_name!r}", [])
+                self.run(name).fork(at, adopt)
 
     def _adopt(self, state: RunState, parent: RunLog, seq: int, new_name: str, policy: Policy) -> None:
         """Writes the run `new_name`, which begins with `state`, a past of its parent."""
@@ -277,8 +308,16 @@ class Catalog:
         )
         created = RunCreated(state.spec.model_dump(mode="json"), state.examples.size)
         log = self._open_log(row)
-        self._store.commit(parent.copy_history(log, seq))
-        self._store.commit([*self._registry.put_run(row), *log.adopt(created, state)])
+        copied = parent.copy_history(log, seq)
+        try:
+            self._check_room(f"the history of run {new_name!r}", copied)
+            self._store.commit(copied)
+            began = [*self._registry.put_run(row), *log.adopt(created, state)]
+            self._check_room(f"run {new_name!r}", began)
+            self._store.commit(began)
+        except StoreFull:
+            self._store.commit(self._registry.delete_run(row))
+            raise
         with self._lock:
             self._rows[new_name] = row
         _log.info("run_forked", run=parent_name, new_run=new_name, step=step)
@@ -298,6 +337,15 @@ class Catalog:
         return not busy
 
     # ---- inside ----
+
+    def _use(self) -> Use:
+        with self._lock:
+            sizes = {name: dataset.size for name, dataset in self._datasets.items()}
+            return Use(sizes, {name: row.dataset for name, row in self._rows.items()})
+
+    def _check_room(self, what: str, ops: Sequence[Op]) -> None:
+        """StoreFull where `ops`, which make something new, would take what is kept for the runs that there are."""
+        self._store.check_headroom(what, ops)
 
     def _row(self, name: str) -> registry.Run:
         row = self._rows.get(name)

@@ -61,7 +61,7 @@ class RunService:
     def Observe(self, request: pb.ObserveRequest) -> pb.ObserveResponse:
         signals = convert.signals_of(request.signals)
         step = request.step if request.HasField("step") else None
-        self._catalog.run(request.name).observe(step, convert.ids_of(request.ids), signals)
+        self._catalog.observe(request.name, step, convert.ids_of(request.ids), signals)
         return pb.ObserveResponse()
 
     def CloseStep(self, request: pb.CloseStepRequest) -> pb.CloseStepResponse:

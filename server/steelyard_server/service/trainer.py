@@ -13,6 +13,7 @@ import grpc
 
 from steelyard.v1 import trainer_pb2 as pb
 from steelyard.v1 import trainer_pb2_grpc
+from steelyard_server.history.errors import StoreFull
 from steelyard_server.runs.catalog import Catalog
 from steelyard_server.runs.errors import Invalid
 from steelyard_server.runs.messages import Acknowledgement, Outgoing, Refusal
@@ -120,7 +121,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
             reader.cancel()
             outbox.end(None)
         if outbox.error is not None:
-            await context.abort(*status_of(outbox.error))
+            await context.abort(*_status_of(outbox.error))
 
     async def _read(
         self, requests: AsyncIterator[pb.TrainRequest], outbox: StreamOutbox, window: ReportWindow
@@ -150,6 +151,12 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         run = self._catalog.run_to_join(join.run, join.fingerprint)
         run.join(convert.join(join), outbox)
         return run
+
+
+def _status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """A trainer waits for room as it waits for a server that is away: it joins again, until it is tired of it."""
+    code, message = status_of(error)
+    return grpc.StatusCode.UNAVAILABLE if isinstance(error, StoreFull) else code, message
 
 
 def _pass_on(run: Run, message: pb.TrainerMessage, outbox: StreamOutbox) -> None:
