@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from steelyard_server.cli import batch, bookmark, fork, history, rewind, runs, serve, stats, status
+from steelyard_server.cli import batch, bookmark, events, fork, history, rewind, runs, serve, stats, status
 
 cli = typer.Typer(
     name="steelyard",
@@ -39,6 +39,7 @@ for verb in (
     stats.stats,
     batch.batch,
     history.history,
+    events.events,
     bookmark.bookmark,
     rewind.rewind,
     fork.fork,
