@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # In place of this folder: its modules are tests.benchmarks.*, here and in the programs that they start.
 sys.path[0] = str(ROOT)
 
-from tests.benchmarks import core, edge, history, start, step, wire  # noqa: E402
+from tests.benchmarks import core, edge, history, rewind, runs, start, step, wire  # noqa: E402
 from tests.benchmarks.measure import Options, Table, json_of, text_of  # noqa: E402
 
 BENCHMARKS: dict[str, Callable[[Options], Iterator[Table]]] = {
@@ -27,6 +27,8 @@ BENCHMARKS: dict[str, Callable[[Options], Iterator[Table]]] = {
     "wire": wire.measure,
     "step": step.measure,
     "edge": edge.measure,
+    "runs": runs.measure,
+    "rewind": rewind.measure,
     "start": start.measure,
 }
 _LIBRARIES = ("numpy", "grpcio", "protobuf", "lmdb", "torch")

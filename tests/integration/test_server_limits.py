@@ -190,7 +190,7 @@ class Trainer(threading.Thread):
 
 def stalled(trainers, eventually):
     """Waits until nobody gets any further."""
-    seen = [None]
+    seen = [[-1]]
 
     def still():
         before, seen[0] = seen[0], [len(one.served) for one in trainers]
