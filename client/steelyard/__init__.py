@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from steelyard import events, testing, weigh
     from steelyard.batch import Batch
     from steelyard.client import Client, connect
-    from steelyard.info import DatasetInfo, RunInfo, Stats
+    from steelyard.info import DatasetInfo, Retention, RunInfo, Stats
     from steelyard.run import Run
     from steelyard.session import Session
     from steelyard.weighing import PendingWeights
@@ -67,6 +67,7 @@ __all__ = [
     "PendingWeights",
     "ReportRefused",
     "ResourceExhausted",
+    "Retention",
     "Run",
     "RunInfo",
     "Session",
@@ -88,6 +89,7 @@ _HOMES = {
     "Client": "client",
     "DatasetInfo": "info",
     "PendingWeights": "weighing",
+    "Retention": "info",
     "Run": "run",
     "RunInfo": "info",
     "Session": "session",

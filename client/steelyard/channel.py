@@ -35,6 +35,7 @@ _REPEATABLE = {
         "DeleteBookmark",
         "Rewind",
         "GetBatch",
+        "GetRetention",
     ],
 }
 

@@ -98,6 +98,33 @@ class Stats:
     journal_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class BookmarkCost:
+    """A bookmark and what is kept for it alone."""
+
+    step: int
+    journal_bytes: int
+    """Kept for this bookmark and others of the same step only; 0 where the step is among the last retain_steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What is kept of a run's past, and what it costs. Bytes are those of keys and values in the store."""
+
+    oldest_step: int
+    """Every step from here to the next one to draw can be returned to, and besides only those of bookmarks."""
+    journal_records: int
+    """Of those steps, as is the next."""
+    journal_bytes: int
+    checkpoints: int
+    checkpoint_bytes: int
+    """What several checkpoints share counts once."""
+    history_bytes: int
+    """The last losses of each example, and the older versions that checkpoints need."""
+    bookmarks: Mapping[str, BookmarkCost]
+    """By name, sorted."""
+
+
 def dataset_info(message: datasets_pb2.Dataset) -> DatasetInfo:
     return DatasetInfo(
         message.name, message.size, message.retired, message.fingerprint, tuple(message.columns)
@@ -144,3 +171,17 @@ def stats(message: runs_pb2.GetStatsResponse, staleness: Staleness) -> Stats:
     if message.never_reported < 0:
         values["never_reported"] = None
     return Stats(**values, staleness=staleness)
+
+
+def retention(message: runs_pb2.GetRetentionResponse) -> Retention:
+    return Retention(
+        oldest_step=message.oldest_step,
+        journal_records=message.journal_records,
+        journal_bytes=message.journal_bytes,
+        checkpoints=message.checkpoints,
+        checkpoint_bytes=message.checkpoint_bytes,
+        history_bytes=message.history_bytes,
+        bookmarks={
+            one.bookmark.name: BookmarkCost(one.bookmark.step, one.journal_bytes) for one in message.bookmarks
+        },
+    )

@@ -13,7 +13,7 @@ from steelyard.arguments import float_array, id_array, pack_ids, whole
 from steelyard.batch import Batch
 from steelyard.errors import Internal, InvalidArgument
 from steelyard.events import Event, read
-from steelyard.info import RunInfo, Stats, run_info, stats
+from steelyard.info import Retention, RunInfo, Stats, retention, run_info, stats
 from steelyard.options import SessionOptions
 from steelyard.session import Session
 from steelyard.structs import to_struct
@@ -159,6 +159,12 @@ class Run:
             purpose=self._purpose("reading the events of"),
             timeout=self._transport.timeout,
         )
+
+    def retention(self) -> Retention:
+        """What is kept of the run's past, what for, and what it costs."""
+        request = runs_pb2.GetRetentionRequest(name=self._name)
+        purpose = self._purpose("asking what is retained of")
+        return retention(self._transport.call(self._transport.runs.GetRetention, request, purpose))
 
     # -- telling ---------------------------------------------------------------------------------------------------
 

@@ -122,6 +122,80 @@ def test_pruning_everything_keeps_the_last_record_so_that_numbers_go_on(store: S
     assert Journal(store, RUN).next_seq == 6
 
 
+def test_what_lies_between_islands_is_pruned_and_a_reader_ends_there(store: Store) -> None:
+    journal = filled(store, 10)
+    store.commit(journal.prune(14, [(2, 5), (4, 6), (9, 10)]))
+    again = Journal(store, RUN)
+    for one in (journal, again):
+        assert one.holes == [(6, 9), (10, 14)]
+        assert (one.lowest_seq(), one.first_seq(), one.first_step(), one.next_step()) == (2, 14, 7, 10)
+        assert [one.piece_end(seq) for seq in (2, 5, 9, 14, 19)] == [6, 6, 10, 20, 20]
+    assert steps_read(list(again.read(2))) == [(2, 1), (3, 1), (4, 2), (5, 2)]
+    assert steps_read(list(again.read(9))) == [(9, 4)]
+    assert [again.drawn(step) is not None for step in range(10)] == [0, 1, 1, 0, 0, 0, 0, 1, 1, 1]
+    assert again.bytes_from(0) == _stored_bytes(store)
+    assert again.bytes_from(14) == again.bytes_between(14, 20) == again.bytes_from(10)
+    assert again.bytes_from(4) == again.bytes_between(4, 6) + again.bytes_from(9)
+    with pytest.raises(RecordDamaged, match=r"record 6 .*: it was pruned, as all up to record 8 were"):
+        list(again.read(2, 12))
+    for start in (6, 8):
+        with pytest.raises(RecordDamaged, match=rf"record {start}: it was pruned"):
+            list(again.read(start))
+
+
+def test_a_record_that_is_missing_at_the_edge_of_a_hole_is_not_taken_for_pruned(store: Store) -> None:
+    journal = filled(store, 10)
+    store.commit(journal.prune(14, [(2, 6)]))
+    for lost, start in ((5, 2), (14, 14)):
+        value = store.get(Table.JOURNAL, u64(RUN, lost))
+        assert value is not None
+        store.commit([Delete(Table.JOURNAL, u64(RUN, lost))])
+        with pytest.raises(RecordDamaged, match=rf"record {lost}\b.*: it is missing"):
+            list(journal.read(start))
+        store.commit([Put(Table.JOURNAL, u64(RUN, lost), value)])
+
+
+def test_pruning_again_moves_the_holes_and_writes_only_what_changed(store: Store) -> None:
+    journal = filled(store, 10)
+    store.commit(journal.prune(14, [(2, 6), (9, 10)]))
+    assert len(journal.prune(14, [(2, 6), (9, 10)])) <= 2, (
+        "only what might be below the first record is looked at"
+    )
+    store.commit(journal.prune(16, [(2, 6)]))
+    assert Journal(store, RUN).holes == journal.holes == [(6, 16)]
+    assert [seq for seq in range(20) if store.get(Table.JOURNAL, u64(RUN, seq))] == [
+        *range(2, 6),
+        *range(16, 20),
+    ]
+    store.commit(journal.prune(16))
+    assert Journal(store, RUN).holes == journal.holes == []
+    assert journal.lowest_seq() == journal.first_seq() == 16
+
+
+@pytest.mark.parametrize(("seq", "left"), [(4, []), (9, [(6, 9)]), (10, [(6, 9)]), (15, [(6, 9), (10, 14)])])
+def test_a_cut_takes_the_holes_above_it_and_leaves_those_below(
+    store: Store, seq: int, left: list[tuple[int, int]]
+) -> None:
+    journal = filled(store, 10)
+    chains = {at: journal.chain_at(at) for at in (4, 9, 10, 15)}
+    store.commit(journal.prune(14, [(2, 6), (9, 10)]))
+    store.commit(journal.cut(seq, [StepClosed(1, "owner")], chain=chains[seq]))
+    again = Journal(store, RUN)
+    assert again.holes == journal.holes == left
+    assert (again.next_seq, again.chain, again.total) == (seq + 1, journal.chain, journal.total)
+    assert again.bytes_from(0) == _stored_bytes(store)
+    assert steps_read(list(again.read(2)))[0] == (2, 1)
+    first = again.first_seq()
+    assert len(list(again.read(first))) == seq + 1 - first
+
+
+def test_pruning_up_to_the_end_beside_an_island_keeps_the_last_record(store: Store) -> None:
+    journal = filled(store, 5)
+    store.commit(journal.prune(10, [(2, 4)]))
+    again = Journal(store, RUN)
+    assert (again.next_seq, again.holes, again.first_seq()) == (10, [(4, 9)], 9)
+
+
 def test_any_flipped_bit_is_reported_with_its_place_and_the_record_is_not_returned(
     store: Store, flip: Flip
 ) -> None:

@@ -89,6 +89,17 @@ class Checkpoints:
         keys = self._store.keys(Table.CHECKPOINTS, *prefix_range(u64(self._run_id)))
         return [(int.from_bytes(key[8:16], "big"), int.from_bytes(key[16:24], "big")) for key in keys]
 
+    def first_from(self, seq: int) -> tuple[int, int] | None:
+        """(seq, step) of the oldest checkpoint at or above record `seq`."""
+        stop = prefix_range(u64(self._run_id))[1]
+        keys = self._store.keys(Table.CHECKPOINTS, u64(self._run_id, seq), stop, limit=1)
+        return (int.from_bytes(keys[0][8:16], "big"), int.from_bytes(keys[0][16:24], "big")) if keys else None
+
+    def stored_bytes(self) -> int:
+        """Keys and values of all checkpoints; a chunk that several read counts once. Reads every one."""
+        span = prefix_range(u64(self._run_id))
+        return self._store.size_of(Table.CHECKPOINTS, *span) + self._store.size_of(Table.CHUNKS, *span)
+
     def newest(self, at_or_before_seq: int | None = None) -> Checkpoint | None:
         """The newest one, or the newest whose seq is not above the given one. RecordDamaged: its row is."""
         start, stop = prefix_range(u64(self._run_id))

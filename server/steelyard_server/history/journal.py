@@ -8,6 +8,9 @@
 The checksum finds a record that changed, the chain one that was lost, swapped or brought back. Table STEPS
 leads from a step to the record of its BatchDrawn; steps are drawn in order, so it is sorted by record as
 well.
+
+Pruning takes the beginning, and of the middle what lies between pieces that are still wanted. Holes in the middle
+are written down (holes.py), so a record that is missing anywhere else is damage.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from steelyard_server.core.events import BatchDrawn, Event
 
 from .codec import decode, encode
 from .errors import RecordDamaged, StoreFailed
+from .holes import Span, outside, store_op, stored
 from .ops import U64_MAX, DeleteRange, Fence, Op, Put, Table, prefix_range, u64
 from .store import Store
 
@@ -49,14 +53,15 @@ class Journal:
         self.reload()
 
     def reload(self) -> None:
-        """Takes next_seq and chain from the last durable record: at the start, and whenever store.generation
+        """Takes next_seq, chain and holes from what is durable: at the start, and whenever store.generation
         moved.
 
-        RecordDamaged when that record is; StoreFailed while the store is not healthy.
+        RecordDamaged when the last record or the list of holes is; StoreFailed while the store is not healthy.
         """
         generation = self._store.generation
         last = self._store.last_of(Table.JOURNAL, [prefix_range(u64(self.run_id))])[0]
         self.next_seq, self.chain, self.total = 0, NO_CHAIN, 0
+        self.holes = stored(self._store, self.run_id)
         if last is not None:
             seq = self._seq_of(last[0])
             self.total, self.chain, _ = _open(self._place(seq), last[1])
@@ -88,12 +93,14 @@ class Journal:
         """Events start_seq..stop_seq-1, or to the last durable one; read in pages.
 
         `chain` is the chain before start_seq (a checkpoint has it); else it is taken from the record before,
-        or, where that was pruned, from the first record itself. RecordDamaged at the first record that is
-        damaged, does not continue the chain or is missing; those before it were good.
+        or, where that was pruned, from the first record itself. Without a stop_seq, a hole ends it as well.
+        RecordDamaged at the first record that is damaged, does not continue the chain or is missing (also where
+        it was pruned); those before it were good.
         """
         place, seen = start_seq, None
         before = self._chain_before(start_seq) if chain is None else chain
-        stop = U64_MAX if stop_seq is None else stop_seq
+        hole = self._hole_from(start_seq)
+        stop = min(U64_MAX if stop_seq is None else stop_seq, hole[0])
         while place < stop:
             limit = min(PAGE_RECORDS, stop - place)
             rows = self._store.scan(Table.JOURNAL, self._key(place), self._key(stop), limit=limit)
@@ -107,9 +114,13 @@ class Journal:
                 place += 1
             if len(rows) < limit:
                 break
-        if stop_seq is not None and place < stop_seq:
+        if place < stop < U64_MAX:
             raise RecordDamaged(
-                self._place(place, seen), f"it is missing; records up to {stop_seq - 1} were expected"
+                self._place(place, seen), f"it is missing; records up to {stop - 1} were expected"
+            )
+        if stop < (start_seq + 1 if stop_seq is None else stop_seq):
+            raise RecordDamaged(
+                self._place(place, seen), f"it was pruned, as all up to record {hole[1] - 1} were"
             )
 
     def chain_at(self, seq: int) -> bytes:
@@ -136,24 +147,37 @@ class Journal:
         return event
 
     def first_seq(self) -> int:
+        """The oldest record from which on all are kept; next_seq where there is none. Older ones lie in pieces."""
+        return self.holes[-1][1] if self.holes else self.lowest_seq()
+
+    def lowest_seq(self) -> int:
         """The oldest record that is kept; next_seq where there is none."""
         rows = self._store.keys(Table.JOURNAL, *prefix_range(u64(self.run_id)), limit=1)
         return self._seq_of(rows[0]) if rows else self.next_seq
 
     def first_step(self) -> int | None:
-        """The oldest step whose batch is kept."""
-        rows = self._store.keys(Table.STEPS, *prefix_range(u64(self.run_id)), limit=1)
-        return self._seq_of(rows[0]) if rows else None
+        """The oldest step from which on every batch is kept."""
+        row = self._index_row(self._first_step_from(self.first_seq()))
+        return None if row is None else row[0]
+
+    def next_step(self) -> int:
+        """One above the last step that is drawn and durable; 0 where none is kept."""
+        return self._index_bounds()[1]
+
+    def piece_end(self, seq: int) -> int:
+        """The first record above `seq` that is pruned, else next_seq."""
+        return min(self._hole_from(seq)[0], self.next_seq)
 
     def bytes_from(self, seq: int) -> int:
-        """Bytes of the records from `seq` on, values only, as far as they are kept. Reads one record."""
-        if seq >= self.next_seq:
+        """Bytes of the records from `seq` on, values only, as far as they are kept. Reads two records a piece."""
+        starts = [max(seq, self.lowest_seq()), *(stop for _, stop in self.holes if stop > seq)]
+        return sum(self.bytes_between(start, self.piece_end(start)) for start in starts)
+
+    def bytes_between(self, start: int, stop: int) -> int:
+        """Bytes of the records start..stop-1, which must all be kept; 0 where there is none. Reads two records."""
+        if stop <= start:
             return 0
-        row = self._store.scan(Table.JOURNAL, self._key(seq), self._key(U64_MAX), limit=1)
-        if not row:
-            return 0
-        total, _, _ = _open(self._place(self._seq_of(row[0][0])), row[0][1])
-        return self.total - (total - len(row[0][1]))
+        return self._total_before(stop) - self._total_before(start)
 
     def cut(self, seq: int, events: Sequence[Event], *, chain: bytes | None = None) -> list[Op]:
         """Ops that delete the records from `seq` on and append `events` in their place: one transaction.
@@ -171,20 +195,37 @@ class Journal:
         ops: list[Op] = [
             DeleteRange(Table.JOURNAL, self._key(seq), end),
             DeleteRange(Table.STEPS, u64(self.run_id, self._first_step_from(seq)), end),
+            *self._take_holes([hole for hole in self.holes if hole[1] <= seq]),
         ]
         self.next_seq, self.chain, self.total = seq, before, kept
         return [*ops, *self._append(events, payloads)]
 
-    def prune(self, before_seq: int) -> list[Op]:
-        """Ops that delete the records below `before_seq`, and their steps. The last record always stays."""
-        stop = min(before_seq, self.next_seq - 1)
-        if stop <= 0:
-            return []
-        step = self._first_step_from(stop)
-        ops: list[Op] = [DeleteRange(Table.JOURNAL, self._key(0), self._key(stop))]
-        if step > 0:
-            ops.append(DeleteRange(Table.STEPS, u64(self.run_id, 0), u64(self.run_id, step)))
+    def prune(self, before_seq: int, islands: Sequence[Span] = ()) -> list[Op]:
+        """Ops that delete the records below `before_seq` that lie in none of `islands`, and their steps: one
+        transaction.
+
+        The last record always stays. `holes` is right at once; should the write fail, reload.
+        """
+        gone = outside([*islands, (min(before_seq, self.next_seq - 1), self.next_seq)])
+        ops = [op for hole in gone if hole not in self.holes for op in self._emptied(*hole)]
+        return [*ops, *self._take_holes([hole for hole in gone if hole[0] > 0])]
+
+    def _emptied(self, first: int, stop: int) -> list[Op]:
+        low, high = self._first_step_from(first), self._first_step_from(stop)
+        ops: list[Op] = [DeleteRange(Table.JOURNAL, self._key(first), self._key(stop))]
+        if low < high:
+            ops.append(DeleteRange(Table.STEPS, u64(self.run_id, low), u64(self.run_id, high)))
         return ops
+
+    def _take_holes(self, holes: list[Span]) -> list[Op]:
+        if holes == self.holes:
+            return []
+        self.holes = holes
+        return [store_op(self.run_id, holes)]
+
+    def _hole_from(self, seq: int) -> Span:
+        """The first hole that ends above `seq`, which is then below it or in it."""
+        return next((hole for hole in self.holes if hole[1] > seq), (U64_MAX, U64_MAX))
 
     def _append(self, events: Sequence[Event], payloads: Sequence[bytes]) -> list[Op]:
         ops: list[Op] = [Fence(self.generation)]
@@ -223,7 +264,19 @@ class Journal:
             return total, found
         if chain is None:
             raise RecordDamaged(self._place(seq - 1), "it is missing")
-        return self.total - self.bytes_from(seq), chain
+        return self._total_before(seq), chain
+
+    def _total_before(self, seq: int) -> int:
+        """The `total` below `seq`, of which the record is kept, or the one before."""
+        if seq >= self.next_seq:
+            return self.total
+        value = self._store.get(Table.JOURNAL, self._key(seq))
+        if value is not None:
+            return _open(self._place(seq), value)[0] - len(value)
+        value = self._store.get(Table.JOURNAL, self._key(seq - 1))
+        if value is None:
+            raise RecordDamaged(self._place(seq), "it is missing")
+        return _open(self._place(seq - 1), value)[0]
 
     def _chain_before(self, seq: int) -> bytes | None:
         if seq == 0:

@@ -23,6 +23,7 @@ class Table(enum.StrEnum):
     CHECKPOINTS = "checkpoints"
     CHUNKS = "chunks"
     HISTORY = "history"
+    HOLES = "holes"
 
 
 @dataclass(frozen=True, slots=True)

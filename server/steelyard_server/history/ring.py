@@ -94,6 +94,10 @@ class History:
         )
         return [other.put(n, seq, c) for n, c in zip(names, contents, strict=True) if c is not None]
 
+    def stored_bytes(self) -> int:
+        """Keys and values, older versions included. Reads every one."""
+        return self._versions.stored_bytes()
+
     def drop_after(self, seq: int) -> list[Op]:
         """Ops that forget every merge above `seq`. Reads every key of the run's history."""
         return self._versions.drop_after(seq)

@@ -32,6 +32,7 @@ _CODES = {
     Table.CHECKPOINTS: 5,
     Table.CHUNKS: 6,
     Table.HISTORY: 7,
+    Table.HOLES: 8,
 }
 _TABLES = {code: table for table, code in _CODES.items()}
 

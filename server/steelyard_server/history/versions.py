@@ -50,6 +50,10 @@ class Versions:
         top = U64_MAX if at_seq is None else at_seq
         return [name for name, seqs in self._groups() if seqs[0] <= top]
 
+    def stored_bytes(self) -> int:
+        """Keys and values of every version. Reads each."""
+        return self.store.size_of(self._table, *prefix_range(u64(self._owner)))
+
     def drop_after(self, seq: int) -> list[Op]:
         """Ops that delete every version above `seq`. Reads every key of the owner."""
         return [

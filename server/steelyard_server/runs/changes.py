@@ -1,4 +1,4 @@
-"""A change of policy, as events."""
+"""Changes that are not reported by trainers, as events: of the policy, and what going back must take along."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from steelyard_server.core.events import ColumnSet, Event, PolicyChanged
+from steelyard_server.core.events import AttemptBegan, Bookmarked, ColumnSet, Event, PolicyChanged
 from steelyard_server.policies.policy import Policy, PolicyError, parse_policy
 from steelyard_server.runs.errors import Invalid
 from steelyard_server.runs.log import RunLog
@@ -39,3 +39,16 @@ def policy_events(state: RunState, policy: Policy, log: RunLog, seq: int | None)
                 if len(known):
                     events.append(ColumnSet(name, known, values[known]))
     return events
+
+
+def outliving(past: RunState, present: RunState) -> list[Event]:
+    """What `past`, to which a run goes back from `present`, must still learn: which bookmarks of earlier steps there
+    are now, and the attempts that began since, so that their trainers stay refused."""
+    step = past.next_step
+    known = set(past.attempts.tokens)
+    events: list[Event] = [
+        AttemptBegan(token, 0, step) for token in present.attempts.tokens if token and token not in known
+    ]
+    held = {name: at for name, at in present.bookmarks.items() if at <= step}
+    events += [Bookmarked(name, None) for name in past.bookmarks if name not in held]
+    return events + [Bookmarked(name, at) for name, at in held.items() if past.bookmarks.get(name) != at]

@@ -11,16 +11,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from steelyard_server.core.events import AttemptBegan, Event
-from steelyard_server.history.errors import RecordDamaged, StoreError
+from steelyard_server.core.events import AttemptBegan, Bookmarked, Event
+from steelyard_server.history.errors import RecordDamaged, StoreError, StoreFull
 from steelyard_server.history.ops import Op, Put
 from steelyard_server.history.store import Store
 from steelyard_server.log import logger
 from steelyard_server.policies.policy import Policy
-from steelyard_server.runs.changes import policy_events
+from steelyard_server.runs.changes import outliving, policy_events
 from steelyard_server.runs.errors import Unavailable, Unready
 from steelyard_server.runs.log import RunLog
 from steelyard_server.runs.state import RunState
+
+_RETRY_SECONDS = 10.0
+"""From a checkpoint that found no room to the next try."""
+
+_NAMED = 8
+"""How many bookmarks a message names."""
 
 _log = logger(__name__)
 
@@ -64,6 +70,8 @@ class Journaled:
         self._broken: Exception | None = None
         self._last_checkpoint = clock()
         self._bytes_since_checkpoint = 0
+        self._prune_wanted = False
+        self._no_checkpoint_before = self._last_checkpoint
 
     # ---- reading ----
 
@@ -106,10 +114,13 @@ class Journaled:
     def check_step(self, step: int) -> None:
         """Unready where the run cannot go back to `step`."""
         state, oldest = self.state(), self.log.oldest_step()
-        if not oldest <= step <= state.next_step:
+        if not self.log.returns_to(step, state):
+            held = sorted((at, name) for name, at in state.bookmarks.items() if at < oldest)
+            names = ", ".join(f"{name!r} at {at}" for at, name in held[:_NAMED])
+            more = f" and {len(held) - _NAMED} more" if len(held) > _NAMED else ""
             raise Unready(
-                f"expected a step between {oldest}, the oldest retained, and {state.next_step}, the next to draw; "
-                f"got {step}"
+                f"expected a step between {oldest}, the oldest retained, and {state.next_step}, the next to draw"
+                f"{f', or that of a bookmark ({names}{more})' if held else ''}; got {step}"
             )
 
     # ---- writing ----
@@ -127,10 +138,10 @@ class Journaled:
 
             self._store.write(ops, settle)
 
-    def write_and_wait(self, events: Sequence[Event]) -> None:
-        """Applies and journals `events`; durable on return."""
+    def write_and_wait(self, events: Sequence[Event], *, frees: bool = False) -> None:
+        """Applies and journals `events`; durable on return. `frees`: they lead to what makes room in the store."""
         with self._writing() as (state, _):
-            self._store.commit(self._apply(state, events))
+            self._store.commit(self._apply(state, events), frees=frees)
 
     def settle(self) -> None:
         """On return everything written before is durable."""
@@ -147,12 +158,12 @@ class Journaled:
         of then. All of it is durable, or nothing."""
         self.settle()
         past = self.log.past(step)
-        events: list[Event] = [then]
+        events: list[Event] = [*outliving(past.state, self.state()), then]
         if policy is not None and policy.canonical() != past.state.policy.canonical():
             events += policy_events(past.state, policy, self.log, past.cut)
         for event in events:
             past.state.apply(event)
-        self._commit(self.log.rewind(past, events))
+        self._commit(self.log.rewind(past, events), frees=True)
         self._state = past.state
         self._on_replaced()
         self.take_news()
@@ -160,29 +171,62 @@ class Journaled:
 
     def checkpoint(self) -> None:
         state = self.state()
-        self._commit(self.log.checkpoint(state))
-        self._commit(self.log.prune(state))
-        self._last_checkpoint, self._bytes_since_checkpoint = self._clock(), 0
+        try:
+            self._save(state)
+            self._bytes_since_checkpoint = 0
+        except StoreFull as error:
+            # The journal has it all: the run goes on, and saves when there is room.
+            _log.error("checkpoint_skipped", run=self.name, error=str(error))
+            self._no_checkpoint_before = self._clock() + _RETRY_SECONDS
+        self._last_checkpoint = self._clock()
+        self.prune()
+
+    def _save(self, state: RunState) -> None:
+        """Writes a checkpoint. StoreFull: it was not written, and the run is as before."""
+        try:
+            self._store.commit(self.log.checkpoint(state))
+            self.log.saved(state)
+        except StoreFull:
+            raise
+        except Exception:
+            self._lost(self.log)
+            raise
 
     def checkpoint_if_changed(self) -> None:
         if self._bytes_since_checkpoint:
             self.checkpoint()
 
     def checkpoint_if_due(self) -> None:
-        due = self._clock() - self._last_checkpoint > self._rule.seconds
-        if self._bytes_since_checkpoint > (0 if due else self._rule.journal_bytes):
+        now = self._clock()
+        bound = 0 if now - self._last_checkpoint > self._rule.seconds else self._rule.journal_bytes
+        if now >= self._no_checkpoint_before and self._bytes_since_checkpoint > bound:
             self.checkpoint()
+        elif self._prune_wanted:
+            self.prune()
+
+    def prune(self) -> None:
+        """Removes what retention no longer keeps. Reads every key of the run's checkpoints and history."""
+        self._prune_wanted = False
+        try:
+            ops = self.log.prune(self.state())
+        except RecordDamaged as damage:
+            # Nobody asked for what is damaged: it is reported when somebody does.
+            _log.error("prune_skipped", run=self.name, place=damage.place, why=damage.why)
+            return
+        self._commit(ops, frees=True)
 
     # ---- inside ----
 
-    def _commit(self, ops: Sequence[Op]) -> None:
+    def _commit(self, ops: Sequence[Op], *, frees: bool = False) -> None:
         """Writes `ops` behind everything written before; on return they are durable, and so is all of that."""
         with self._writing() as (_, log):
-            self._store.commit([log.journal.fence(), *ops])
+            self._store.commit([log.journal.fence(), *ops], frees=frees)
 
     def _apply(self, state: RunState, events: Sequence[Event]) -> list[Op]:
         for event in events:
             state.apply(event)
+            # A name taken away may have been all that held an island of the journal.
+            self._prune_wanted |= isinstance(event, Bookmarked) and event.step is None
         ops = self.log.append(events)
         self._bytes_since_checkpoint += sum(len(op.value) for op in ops if isinstance(op, Put))
         return ops

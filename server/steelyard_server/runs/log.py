@@ -1,7 +1,8 @@
 """A run on disk: its journal, checkpoints and history taken together.
 
 recovery = newest checkpoint + the journal after it; rewind(step) = newest checkpoint at or before the step + the
-journal up to it, where the journal is then cut; fork = the same into a new run.
+journal up to it, where the journal is then cut; fork = the same into a new run. What is kept for that is the journal of
+the last retain_steps, and an island of it for each older bookmark (retention.py).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from steelyard_server.core.events import (
     StepClosed,
 )
 from steelyard_server.history.checkpoints import Checkpoint, Checkpoints
+from steelyard_server.history.errors import RecordDamaged
 from steelyard_server.history.journal import Journal
 from steelyard_server.history.ops import Op
 from steelyard_server.history.ring import History
@@ -34,7 +36,7 @@ from steelyard_server.history.store import Store
 from steelyard_server.policies.columns import Derived, parse_derived
 from steelyard_server.runs import snapshot
 from steelyard_server.runs.errors import Unready
-from steelyard_server.runs.retention import worth_keeping
+from steelyard_server.runs.retention import BookmarkCost, Kept, Plan, plan
 from steelyard_server.runs.state import HistoryEntry, RunState
 
 _IDS_PER_PAGE = 65536
@@ -45,8 +47,8 @@ class Past:
     """A run as it was when `step` was next: the state, and where its journal continues.
 
     `cut` is the number of the first record to undo; `survivors` are events from there on that are not undone by going
-    back: reports of earlier steps, and what the dataset has become. `chain` is the journal's before `cut` where only a
-    checkpoint knows it: where everything older is pruned.
+    back, as far as reports of earlier steps were taken: these, and what the dataset and its attempts became meanwhile.
+    `chain` is the journal's before `cut` where only a checkpoint knows it: where what lies before is pruned.
     """
 
     state: RunState
@@ -77,7 +79,7 @@ class RunLog:
         return list(ops)
 
     def checkpoint(self, state: RunState) -> list[Op]:
-        """Saves the state and folds what the history lacks into it; the state then counts as saved. O(dirty chunks).
+        """Saves the state and folds what the history lacks into it; see `saved`. O(dirty chunks).
 
         The checkpoint before must be durable. Void where a write before this one fails.
         """
@@ -89,24 +91,28 @@ class RunLog:
                 seq, state.next_step, self.journal.chain, saved.meta, saved.blobs, saved.columns, saved.dirty
             ),
         ]
-        ops += self._merge_history(seq, state.unsaved_history)
+        return [*ops, *self._merge_history(seq, state.unsaved_history)]
+
+    def saved(self, state: RunState) -> None:
+        """The ops of `checkpoint` are durable, and the state has not changed since: it counts as saved."""
         state.unsaved_history = []
         for flags in state.dirty.values():
             flags[:] = False
-        return ops
 
     def prune(self, state: RunState) -> list[Op]:
-        """Removes what retention does not keep. Bookmarks hold everything from their step on."""
-        floor = max(0, state.next_step - state.spec.retain_steps)
-        floor = min([floor, *state.bookmarks.values()])
-        checkpoints = self._checkpoints.list()
-        keep = worth_keeping(checkpoints, floor)
-        if not keep:
+        """Removes what neither the last retain_steps nor a bookmark needs; all in one transaction.
+
+        RecordDamaged where the journal's list of holes is, and then nothing is removed.
+        """
+        wanted = self._plan(state)
+        if not wanted.checkpoints:
             return []
-        ops: list[Op] = [self.journal.fence(), *self._checkpoints.prune(keep), *self._history.prune(keep)]
-        if any(step <= floor for _, step in checkpoints):
-            ops += self.journal.prune(min(keep))
-        return ops
+        return [
+            self.journal.fence(),
+            *self._checkpoints.prune(wanted.checkpoints),
+            *self._history.prune(wanted.checkpoints),
+            *self.journal.prune(wanted.start, list(wanted.islands.values())),
+        ]
 
     def load(self) -> RunState:
         """The state after the last durable event. RecordDamaged where a stored record fails its check."""
@@ -120,12 +126,13 @@ class RunLog:
     # ---- back ----
 
     def past(self, step: int) -> Past:
-        """The run as it was when `step` was next. Everything appended must be durable.
+        """The run as it was when `step` was next, with the reports of earlier ones that came later. Replays from the
+        newest checkpoint at or before the step and reads on to the end of its window. Everything appended must be
+        durable.
 
-        Unready where the step is ahead of it or no longer retained.
+        `step` is one that `returns_to` holds for. RecordDamaged where a record of it is damaged or missing.
         """
-        cut = self.journal.seq_of_step(step)
-        cut = self.journal.next_seq if cut is None else cut
+        cut = self._cut_of(step)
         state, start, chain = self._base(cut)
         for _, event in self.journal.read(start, cut, chain=chain):
             state.apply(event)
@@ -133,7 +140,9 @@ class RunLog:
             raise Unready(
                 f"step {step} cannot be returned to: the run's journal holds steps up to {state.next_step}"
             )
-        survivors = [event for _, event in self.journal.read(cut) if _survives(event, step)]
+        # Later reports are of steps that have expired: none was taken.
+        end = self.journal.seq_of_step(step + state.spec.report_window)
+        survivors = [event for _, event in self.journal.read(cut, end) if _survives(event, step)]
         for event in survivors:
             state.apply(event)
         return Past(state, cut, survivors, chain if start == cut else None)
@@ -168,9 +177,38 @@ class RunLog:
 
     def oldest_step(self) -> int:
         """The oldest step that can be returned to."""
-        if self._begins_at_creation():
+        first = self.journal.first_seq()
+        if first == 0 and not self._forked:
             return 0
-        return min((step for _, step in self._checkpoints.list()), default=0)
+        checkpoint = self._checkpoints.first_from(first)
+        return 0 if checkpoint is None else checkpoint[1]
+
+    def returns_to(self, step: int, state: RunState) -> bool:
+        """Whether the run, which is in `state`, can be taken back to `step`."""
+        return self.oldest_step() <= step <= state.next_step or step in state.bookmarks.values()
+
+    def kept(self, state: RunState) -> Kept:
+        """What is kept of the past of the run, which is in `state`. Reads four records a bookmark."""
+        own = self._plan(state).own()
+        first = self.journal.first_seq()
+        return Kept(
+            oldest_step=self.oldest_step(),
+            journal_records=self.journal.next_seq - first,
+            journal_bytes=self.journal.bytes_from(first),
+            checkpoints=len(self._checkpoints.list()),
+            bookmarks=[
+                BookmarkCost(name, step, self.journal.bytes_between(*own.get(step, (0, 0))))
+                for name, step in sorted(state.bookmarks.items())
+            ],
+        )
+
+    def checkpoint_bytes(self) -> int:
+        """What the checkpoints take in the store. From any thread; reads every one."""
+        return self._checkpoints.stored_bytes()
+
+    def history_bytes(self) -> int:
+        """What the histories of the examples take in the store. From any thread; reads every one."""
+        return self._history.stored_bytes()
 
     def history(self, ids: Ids, unsaved: Sequence[HistoryEntry]) -> list[list[tuple[int, float]]]:
         """The last K (step, loss) of each id, oldest first, with what no checkpoint has yet."""
@@ -204,14 +242,35 @@ class RunLog:
             state = snapshot.restore(*self._checkpoints.load(checkpoint))
             return state, checkpoint.seq, checkpoint.chain
         if not self._begins_at_creation():
-            raise Unready("that step is no longer retained")
+            raise RecordDamaged(
+                f"run {self.journal.run_id}", f"there is no checkpoint at or below journal record {seq}"
+            )
         created = next(iter(self.journal.read(0, 1)))[1]
         assert isinstance(created, RunCreated), created
         return RunState(created), 1, None
 
     def _begins_at_creation(self) -> bool:
         """Whether the journal can be replayed from its first record: a fork's begins with a checkpoint instead."""
-        return not self._forked and self.journal.first_seq() == 0
+        return not self._forked and self.journal.lowest_seq() == 0
+
+    def _cut_of(self, step: int) -> int:
+        """The record of the draw of `step`; where the step is the next one, the record to come."""
+        cut = self.journal.seq_of_step(step)
+        if cut is None and step < self.journal.next_step():
+            raise RecordDamaged(f"run {self.journal.run_id}, the draw of step {step}", "it is missing")
+        return self.journal.next_seq if cut is None else cut
+
+    def _plan(self, state: RunState) -> Plan:
+        floor = max(0, state.next_step - state.spec.retain_steps)
+
+        def end_of(step: int, base: int) -> int:
+            window = self.journal.seq_of_step(step + state.spec.report_window)
+            piece = self.journal.piece_end(base)
+            return piece if window is None else min(window, piece)
+
+        return plan(
+            self._checkpoints.list(), self.journal.first_seq(), floor, state.bookmarks.values(), end_of
+        )
 
     def _merge_history(self, seq: int, entries: Sequence[HistoryEntry]) -> list[Op]:
         if not entries:

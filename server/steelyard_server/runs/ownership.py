@@ -19,6 +19,7 @@ from steelyard_server.runs.errors import Exists, Invalid, Missing, Superseded, U
 from steelyard_server.runs.journaled import Journaled
 from steelyard_server.runs.log import RunLog
 from steelyard_server.runs.messages import Slice
+from steelyard_server.runs.retention import Kept
 from steelyard_server.runs.serving import Serving
 from steelyard_server.runs.spec import RunSpec
 from steelyard_server.runs.state import HistoryEntry, RunState
@@ -62,6 +63,11 @@ class Ownership:
             state.attempts.current,
             dict(state.bookmarks),
         )
+
+    def kept(self) -> Kept:
+        """What is kept of the run's past. Waits until everything written is durable."""
+        self._run.settle()
+        return self._run.log.kept(self._run.state())
 
     def history(self, ids: Ids) -> list[list[tuple[int, float]]]:
         state = self._run.state()
@@ -150,7 +156,7 @@ class Ownership:
 
     def delete_bookmark(self, name: str) -> None:
         if name in self._run.state().bookmarks:
-            self._run.write_and_wait([Bookmarked(name, None)])
+            self._run.write_and_wait([Bookmarked(name, None)], frees=True)
 
     def _step_of(self, to: int | str) -> int:
         state = self._run.state()

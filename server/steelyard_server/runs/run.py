@@ -21,6 +21,7 @@ from steelyard_server.runs.mailbox import Mailbox
 from steelyard_server.runs.messages import Join, Outbox, Report, Slice
 from steelyard_server.runs.ownership import Ownership, RunInfo
 from steelyard_server.runs.reader import JournalReader
+from steelyard_server.runs.retention import Retention
 from steelyard_server.runs.serving import Serving
 from steelyard_server.runs.state import RunState
 from steelyard_server.runs.stats import RunStats
@@ -47,6 +48,7 @@ class Run:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
+        self._store = store
         self._open_log = open_log
         self._mailbox = Mailbox(f"run {name!r}", self._tick)
         self._run = Journaled(
@@ -110,6 +112,13 @@ class Run:
                 return found.weighed(self.reader())
         raise Unavailable(f"run {self._name!r} went back again and again while step {step} was read")
 
+    def retention(self) -> Retention:
+        """What is kept of the run's past and what it costs. The rows are measured on the caller's thread: about a
+        microsecond for each."""
+        kept = self._call(self._owner.kept)
+        log = self._open_log()
+        return Retention(kept, log.checkpoint_bytes(), log.history_bytes())
+
     def reader(self) -> JournalReader:
         """Reads what is durable now, beside the run and without asking it. StoreError where it cannot be read."""
         return JournalReader(self._name, self._open_log().journal)
@@ -171,7 +180,8 @@ class Run:
         return self._mailbox.call(function, timeout)
 
     def _lost(self) -> None:
-        self._serving.end_streams(Unavailable(f"run {self._name!r} could not be written; join again"))
+        why = self._store.full or "join again"
+        self._serving.end_streams(Unavailable(f"run {self._name!r} could not be written; {why}"))
         self._serving.forget()
 
     def _replaced(self) -> None:

@@ -59,7 +59,7 @@ def stats_of(state: RunState, tally: Mapping[str, int], connected: int, log: Run
         journal_records=log.journal.next_seq,
         connected_ranks=connected,
         oldest_step=log.oldest_step(),
-        journal_bytes=log.journal.bytes_from(0),
+        journal_bytes=log.journal.bytes_from(log.journal.first_seq()),
     )
 
 

@@ -26,6 +26,7 @@ from steelyard_server.runs.messages import (
     Weights,
 )
 from steelyard_server.runs.ownership import RunInfo
+from steelyard_server.runs.retention import Retention
 from steelyard_server.runs.spec import RunSpec, parse_spec
 from steelyard_server.runs.stats import RunStats
 from steelyard_server.service.errors import status_of
@@ -183,6 +184,24 @@ def stats(value: RunStats) -> runs_pb2.GetStatsResponse:
     fields = {name: getattr(value, name) for name in RunStats.__dataclass_fields__}
     fields["never_reported"] = -1 if value.never_reported is None else value.never_reported
     return runs_pb2.GetStatsResponse(**fields)
+
+
+def retention(value: Retention) -> runs_pb2.GetRetentionResponse:
+    kept = value.kept
+    return runs_pb2.GetRetentionResponse(
+        oldest_step=kept.oldest_step,
+        journal_records=kept.journal_records,
+        journal_bytes=kept.journal_bytes,
+        checkpoints=kept.checkpoints,
+        checkpoint_bytes=value.checkpoint_bytes,
+        history_bytes=value.history_bytes,
+        bookmarks=[
+            runs_pb2.BookmarkCost(
+                bookmark=runs_pb2.Bookmark(name=one.name, step=one.step), journal_bytes=one.journal_bytes
+            )
+            for one in kept.bookmarks
+        ],
+    )
 
 
 def batch(value: Slice) -> runs_pb2.GetBatchResponse:

@@ -90,6 +90,9 @@ class RunService:
     def GetBatch(self, request: pb.GetBatchRequest) -> pb.GetBatchResponse:
         return convert.batch(self._catalog.run(request.name).batch(request.step))
 
+    def GetRetention(self, request: pb.GetRetentionRequest) -> pb.GetRetentionResponse:
+        return convert.retention(self._catalog.run(request.name).retention())
+
     def _check_fits(self, size: int, what: str) -> None:
         limit = self._catalog.max_message_bytes
         if size > limit - 1024:
