@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import socket
-import time
 import uuid
 import weakref
 from collections.abc import Mapping
@@ -28,7 +28,10 @@ from steelyard.v1 import trainer_pb2
 from steelyard.weigh import Rule
 from steelyard.weighing import PendingWeights, Rules
 
-# Seconds that close() gives the stream's thread to end; it is a daemon, so nothing hangs on it.
+_LOG = logging.getLogger("steelyard")
+
+# Seconds that leave() gives the server to answer, and close() the stream's thread to end, which is a daemon, so that
+# nothing hangs on it.
 _CLOSE_SECONDS = 5.0
 
 
@@ -296,15 +299,23 @@ class Session:
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def leave(self, timeout: float | None = None) -> None:
-        """Ends the session in good order: all reports acknowledged, the rank free. Errors are those of flush()."""
+        """Ends the session in good order: all reports acknowledged, the rank free. Errors are those of flush().
+
+        Nothing is lost any more once that is so: a server that then does not answer is waited for no longer than 5 s.
+        """
         limit = self._limit(timeout)
         if self._member.left:
             return
-        deadline = time.monotonic() + limit
         try:
             self.flush(limit)
             self._stream.leave()
-            self._stream.join(max(deadline - time.monotonic(), _CLOSE_SECONDS))
+            if not self._stream.join(_CLOSE_SECONDS):
+                _LOG.warning(
+                    "%s: all reports are durable, and the server has not confirmed the end of the session within %g s; "
+                    "it is ended here",
+                    self._options.name,
+                    _CLOSE_SECONDS,
+                )
         finally:
             self.close()
 
