@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from steelyard import weigh
 from steelyard_server.core.events import AttemptBegan, BatchDrawn, Event, LossesReported, StepClosed
+from steelyard_server.runs.errors import Missing
 from steelyard_server.runs.messages import Slice
 from steelyard_server.runs.reader import JournalReader
 from steelyard_server.runs.steps import StepRecord
@@ -27,14 +28,18 @@ class Unweighed:
     def weighed(self, reader: JournalReader) -> Slice:
         """The batch with its weights. Reads up to `window` steps of the journal, a few where all was reported.
 
-        Superseded, RecordDamaged: as the reader.
+        Missing where some of its reports are pruned. Superseded, RecordDamaged: as the reader.
         """
-        record = closed_record(reader, self.served.drawn.step, self.window)
+        step = self.served.drawn.step
+        record = closed_record(reader, step, self.window)
+        if record is None:
+            raise Missing(f"the batch of step {step} is retained, but not all reports that weigh it")
         return replace(self.served, drawn=record.drawn, weight=step_weights(self.rule, record))
 
 
-def closed_record(reader: JournalReader, step: int, window: int) -> StepRecord:
-    """What was served and reported at `step`, as the run held it when the step was closed."""
+def closed_record(reader: JournalReader, step: int, window: int) -> StepRecord | None:
+    """What was served and reported at `step`, as the run held it when the step was closed; None where the journal ends
+    before that, or has a hole."""
     record: StepRecord | None = None
     for page in reader.pages(reader.place_of(step)):
         for _, event in page:
@@ -47,8 +52,7 @@ def closed_record(reader: JournalReader, step: int, window: int) -> StepRecord:
                 return record
             if record.closed:
                 return record
-    assert record is not None
-    return record
+    return None
 
 
 def _closes(event: Event, step: int, window: int) -> bool:

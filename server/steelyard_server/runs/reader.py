@@ -33,16 +33,23 @@ class JournalReader:
         self._name = name
         self._journal = journal
         self._end, self._chain = journal.next_seq, journal.chain
+        self._pieces = journal.lowest_seq(), journal.holes
         if not self._end:
             raise self._moved()
 
     def span(self, from_step: int | None, to_step: int | None) -> tuple[int, int]:
-        """The first record of, and the one after, the draw of `from_step` up to that of `to_step`; None: no bound.
+        """The first record of, and the one after, the draw of `from_step` up to that of `to_step`. None: from the
+        oldest record behind which nothing is pruned, and to the last.
 
-        Unready where from_step is not drawn, or either is no longer kept.
+        Unready where from_step is not drawn, or something between the two is no longer kept.
         """
         start = self._journal.first_seq() if from_step is None else self.place_of(from_step)
         stop = self._end if to_step is None or self._is_ahead(to_step) else self.place_of(to_step)
+        if not start <= stop <= self._piece_end(start):
+            raise Unready(
+                f"expected steps between which nothing is pruned: the journal of run {self._name!r} has all of "
+                f"{self._kept()}; got from_step {from_step} and to_step {to_step}"
+            )
         return start, stop
 
     def place_of(self, step: int) -> int:
@@ -57,13 +64,14 @@ class JournalReader:
         return seq
 
     def pages(self, start: int, stop: int | None = None) -> Iterator[Rows]:
-        """The records from `start` to `stop`, or to the last, in order; a page holds 4 MiB or one record.
+        """The records from `start` to `stop`, or to the last before one that was pruned, in order; a page holds 4 MiB
+        or one record.
 
         RecordDamaged at the first record that is damaged or missing, after all those before it. Superseded where the
         run went back, or its journal was pruned, since this reader was made.
         """
         place, chain = start, None
-        stop = self._end if stop is None else stop
+        stop = self._piece_end(start) if stop is None else stop
         while place < stop:
             rows, chain, damage = self._page(place, stop, chain)
             if damage is not None:
@@ -87,28 +95,32 @@ class JournalReader:
             chain = self._journal.chain_at(place + len(rows))
         except RecordDamaged as error:
             damage = error
-        self._check_unchanged(None if damage is None else place)
+        self._check_unchanged(damage is not None)
         return rows, chain, damage
 
     def _page_stop(self, place: int, stop: int) -> int:
         count = min(PAGE_RECORDS, stop - place)
         try:
-            total = self._journal.bytes_from(place)
-            while count > 1 and total - self._journal.bytes_from(place + count) > PAGE_BYTES:
+            while count > 1 and self._journal.bytes_between(place, place + count) > PAGE_BYTES:
                 count //= 2
         except RecordDamaged:
             count = 1
         return place + count
 
-    def _check_unchanged(self, needed: int | None) -> None:
-        """Superseded where the records that this reader was made for, from `needed` on, are no longer those."""
+    def _check_unchanged(self, damaged: bool) -> None:
+        """Superseded where the records are no longer those that this reader was made for; where one seems damaged, also
+        where some of them were pruned."""
+        journal = self._journal
         try:
-            self._journal.reload()
-            same = self._journal.next_seq >= self._end and self._journal.chain_at(self._end) == self._chain
+            journal.reload()
+            same = journal.next_seq >= self._end and journal.chain_at(self._end) == self._chain
         except RecordDamaged:
             same = False
-        if not same or (needed is not None and needed < self._journal.first_seq()):
+        if not same or (damaged and self._pieces != (journal.lowest_seq(), journal.holes)):
             raise self._moved()
+
+    def _piece_end(self, seq: int) -> int:
+        return min(self._journal.piece_end(seq), self._end)
 
     def _moved(self) -> Superseded:
         return Superseded(
