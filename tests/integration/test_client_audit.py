@@ -1,6 +1,7 @@
 """run.batch(step), long after: what was served and what it counted, as the trainers were told."""
 
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -188,6 +189,32 @@ def test_the_steps_of_a_parent_are_not_those_of_its_fork(tmp_path):
                 fork.batch(step)
         np.testing.assert_array_equal(told[5][0], other[5][0])
         assert (told[5][1] != other[5][1]).any()
+
+
+def test_a_bookmarked_past_is_audited_as_far_as_its_reports_are_kept(tmp_path):
+    with server(tmp_path, checkpoint_interval_seconds=0.5) as client:
+        client.create_dataset("d", 40)
+        run = client.create_run("r", dataset="d", batch_size=BATCH, weigh=LINUPPER, retain_steps=40)
+        told = train(run, 60)
+        run.bookmark("past", 40)
+        deadline = time.monotonic() + 60
+        while (oldest := run.info().oldest_step) <= 60 + LEAST_REPORT_WINDOW:
+            assert time.monotonic() < deadline, f"the oldest step is still {oldest}"
+            told |= train(run, 20, attempt=f"a{len(told)}")
+        check(run, told, [40, 41, 50, *range(oldest, max(told) + 1)])
+        answered = {step for step in range(oldest) if _answers(run, step)}
+        assert {40, 41} <= answered < set(range(oldest))
+        check(run, told, answered)
+    with server(tmp_path) as client:
+        check(client.run("r"), told, sorted(answered))
+
+
+def _answers(run, step):
+    try:
+        run.batch(step)
+    except steelyard.NotFound:
+        return False
+    return True
 
 
 def test_the_audit_outlives_a_killed_server(tmp_path):

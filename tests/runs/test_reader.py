@@ -92,6 +92,35 @@ def test_a_run_that_has_drawn_nothing_has_what_made_it(store):
         reader.span(0, None)
 
 
+def test_an_island_of_the_journal_is_read_within_its_shores(store):
+    journal = filled(store, 20)
+    store.commit(journal.prune(30, [(6, 10)]))
+    reader = opened(store)
+    assert read(reader) == list(range(30, 40))
+    assert read(reader, 3, 4) == [6, 7]
+    assert [seq for page in reader.pages(reader.place_of(3)) for seq, _ in page] == [6, 7, 8, 9]
+    between = r"between which nothing is pruned: the journal of run 'r' has all of 15\.\.19; got"
+    for span, came in (((3, None), "from_step 3 and to_step None"), ((4, 16), "from_step 4 and to_step 16")):
+        with pytest.raises(Unready, match=f"{between} {came}"):
+            reader.span(*span)
+    with pytest.raises(Unready, match=f"{between} from_step None and to_step 4"):
+        reader.span(None, 4)
+    with pytest.raises(Unready, match="got 5, which is no longer kept"):
+        reader.span(5, None)
+
+
+@pytest.mark.usefixtures("small_pages")
+def test_an_island_that_goes_while_it_is_read_is_noticed(store):
+    journal = filled(store, 20)
+    store.commit(journal.prune(30, [(4, 14)]))
+    reader = opened(store)
+    pages = reader.pages(reader.place_of(2))
+    assert [seq for seq, _ in next(pages)] == [4, 5, 6]
+    store.commit(journal.prune(30))
+    with pytest.raises(Superseded, match="pruned"):
+        next(pages)
+
+
 def test_what_becomes_durable_later_is_not_read(store):
     journal = filled(store, 4)
     reader = opened(store)
