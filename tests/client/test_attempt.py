@@ -30,6 +30,51 @@ def test_ranks_of_one_launch_agree_and_a_restart_differs():
     assert first != resolve(None, world_size=4, environment={**ELASTIC, "TORCHELASTIC_RESTART_COUNT": "3"})
 
 
+def one_node(folder, **changes):
+    """The variables of a rank that torchrun starts on one node, as it was told no run id."""
+    names = {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "0", "GROUP_WORLD_SIZE": "1"}
+    error_file = (
+        f"/tmp/torchelastic_x/{folder}/attempt_{changes.get('TORCHELASTIC_RESTART_COUNT', 0)}/0/error.json"
+    )
+    return {**ELASTIC, **names, "WORLD_SIZE": "4", "TORCHELASTIC_ERROR_FILE": error_file, **changes}
+
+
+def test_two_launches_of_torchrun_on_one_node_differ_also_with_the_same_run_id_and_port():
+    tokens = {
+        from_environment(one_node("none_a")),
+        from_environment(one_node("none_b")),
+        from_environment(one_node("none_a", TORCHELASTIC_RESTART_COUNT="1")),
+        from_environment(one_node("none_a", TORCHELASTIC_RUN_ID="job")),
+        from_environment(one_node("none_b", TORCHELASTIC_RUN_ID="job")),
+    }
+    assert len(tokens) == 5
+    assert None not in tokens
+    other_rank = "/tmp/torchelastic_x/none_a/attempt_0/3/error.json"
+    assert from_environment(one_node("none_a")) == from_environment(
+        one_node("none_a", TORCHELASTIC_ERROR_FILE=other_rank, RANK="3")
+    )
+
+
+def test_a_launch_on_several_nodes_without_a_run_id_of_its_own_spells_no_token():
+    several = one_node("none_a", GROUP_WORLD_SIZE="2")
+    assert from_environment(several) is None
+    with pytest.raises(InvalidArgument, match="torchrun on several nodes needs --rdzv-id"):
+        resolve(None, world_size=4, environment=several)
+    named = {**several, "TORCHELASTIC_RUN_ID": "job-17"}
+    assert from_environment(named) == from_environment(
+        {**named, "TORCHELASTIC_ERROR_FILE": "/tmp/y/z/attempt_0/0/e"}
+    )
+
+
+def test_tokens_of_torchelastic_name_the_run_and_the_restart_and_fit_the_wire():
+    token = from_environment(
+        one_node("none_" + "a" * 300, TORCHELASTIC_RUN_ID="job", TORCHELASTIC_RESTART_COUNT="2")
+    )
+    assert token is not None
+    assert token.startswith("torchelastic:job:2:")
+    assert len(token) < 64
+
+
 def test_slurm_tells_job_step_and_requeue_apart():
     tokens = {
         from_environment(SLURM),
@@ -41,7 +86,13 @@ def test_slurm_tells_job_step_and_requeue_apart():
 
 
 def test_torchelastic_counts_before_slurm_because_it_restarts_within_a_job_step():
-    assert from_environment({**ELASTIC, **SLURM}) == from_environment(ELASTIC)
+    both = {**ELASTIC, **SLURM}
+    assert from_environment(both) != from_environment({**both, "TORCHELASTIC_RESTART_COUNT": "3"})
+    assert from_environment(both) != from_environment({**both, "SLURM_RESTART_COUNT": "1"}), "queued again"
+    other_node = {**both, "SLURM_STEP_ID": "4"}
+    assert from_environment(both) == from_environment(other_node), (
+        "agents may be started by a step for each node"
+    )
 
 
 def test_without_a_launcher_several_ranks_are_told_to_share_one():

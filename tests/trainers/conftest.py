@@ -17,9 +17,7 @@ import begin_rank  # type: ignore[import-not-found] # noqa: E402
 
 _PROCESSES = multiprocessing.get_context("forkserver")
 # Where another test has started the fork server, without these, processes import for themselves.
-_PROCESSES.set_forkserver_preload(
-    ["torch", "torch._dynamo", "torch.distributed", "torch.utils.data", "steelyard.torch"]
-)
+_PROCESSES.set_forkserver_preload(["torch", "torch.distributed", "torch.utils.data", "steelyard.torch"])
 IGNORED = (
     # What Python says from 3.12 on about every fork of a process with threads. A loader's workers use none of ours.
     "ignore:This process .* is multi-threaded:DeprecationWarning",
