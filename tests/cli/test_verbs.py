@@ -82,6 +82,20 @@ def test_stats_prints_all_that_the_client_is_told(client: steelyard.Client) -> N
     assert rows["reported_losses"] == str(STEPS * 8)
 
 
+def test_retention_prints_what_is_kept_and_what_a_bookmark_costs(client: steelyard.Client) -> None:
+    run = client.run("gpt")
+    run.bookmark("kept", 2)
+    try:
+        known = json.loads(json.dumps(dataclasses.asdict(run.retention())))
+        assert json.loads(printed(client, "retention", "gpt", "--json")) == known
+        lines = [line.split() for line in printed(client, "retention", "gpt").splitlines()]
+        assert ["oldest_step", "0"] in lines
+        assert ["journal_bytes", str(known["journal_bytes"])] in lines
+        assert lines[-2:] == [["bookmark", "step", "journal_bytes"], ["kept", "2", "0"]]
+    finally:
+        run.delete_bookmark("kept")
+
+
 def test_batch_prints_what_was_drawn_at_a_step(client: steelyard.Client) -> None:
     batch = json.loads(printed(client, "batch", "gpt", "1", "--json"))
     served = client.run("gpt").batch(1)

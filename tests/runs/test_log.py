@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -323,27 +323,19 @@ def test_a_damaged_list_of_holes_is_reported_when_the_run_is_read(store: Store, 
         list(journal.read(journal.lowest_seq()))
 
 
-actions = st.one_of(
-    *[st.tuples(st.just("train"), st.integers(1, 9))] * 4,
-    *[st.tuples(st.just("save"), st.just(0))] * 6,
-    *[st.tuples(st.just("bookmark"), st.integers(0, 1 << 16))] * 2,
-    st.tuples(st.just("late"), st.integers(0, 5)),
-    st.tuples(st.just("observe"), st.integers(0, 40)),
-    st.tuples(st.just("close"), st.integers(1, 6)),
-    st.tuples(st.just("unmark"), st.integers(0, 1 << 16)),
-    st.tuples(st.just("restart"), st.just(0)),
-    st.tuples(st.just("rewind"), st.integers(0, 1 << 16)),
-    st.tuples(st.just("attempt"), st.integers(0, 1 << 16)),
-    st.tuples(st.just("grow"), st.integers(1, 5)),
-    st.tuples(st.just("retire"), st.integers(0, 9)),
-)
+ACTIONS = [
+    *["go_on"] * 8,
+    *["bookmark"] * 4,
+    *["train", "late", "observe", "close", "unmark", "restart", "rewind", "attempt", "grow", "retire"],
+]
+"""In shares that make islands common: a run mostly goes on, and is bookmarked on the way."""
 
 
 class Pair:
     """A run that checkpoints and prunes, and its twin, which replays everything from its first record."""
 
     def __init__(self, store: Store, run_id: int, staleness: int | str) -> None:
-        made = spec(retain_steps=8, staleness=staleness)
+        made = spec(retain_steps=4, staleness=staleness)
         self.store = store
         self.run = Recorded(store, run_id, made)
         self.twin = Recorded(store, run_id + 1, made)
@@ -360,12 +352,17 @@ class Pair:
     def do(self, action: str, number: int) -> None:
         getattr(self, action)(number)
 
-    def train(self, steps: int) -> None:
+    def go_on(self, number: int) -> None:
+        self.train(number)
+        self.run.checkpoint()
+        self.run.prune()
+        self.check({self.run.log.oldest_step(), self.run.state.next_step, *self.run.state.bookmarks.values()})
+
+    def train(self, number: int) -> None:
         # A draw may need the reports that are late: then all of them come.
-        for _ in range(steps):
+        for _ in range(number % 6 + 1):
             if self.run.state.awaited_step() is not None:
-                self.late(self.run.late)
-                self.run.late = self.twin.late = 0
+                self.late(0)
                 self.both(self._report_all)
             self.both(lambda run: run.train(1))
 
@@ -376,37 +373,33 @@ class Pair:
         awaited = range(run.state.closed_steps, run.state.next_step)
         run.write(*(StepClosed(step, "owner") for step in awaited if not run.state.steps[step].closed))
 
-    def late(self, steps: int) -> None:
-        self.run.late = self.twin.late = steps
+    def late(self, number: int) -> None:
+        self.run.late = self.twin.late = number % 4
 
-    def observe(self, back: int) -> None:
+    def observe(self, number: int) -> None:
+        back = number % 8
         at = self.run.state.next_step - 1 - back
         ids = np.array([back % SIZE, (back * 7) % SIZE], np.int64)
         if at >= 0:
             self.write(SignalsObserved(at, ids, {"loss": np.array([back, 2.5], np.float32)}))
 
-    def close(self, back: int) -> None:
-        step = self.run.state.next_step - back
+    def close(self, number: int) -> None:
+        step = self.run.state.next_step - 1 - number % 4
         record = self.run.state.steps.get(step)
         if record is not None and not record.closed:
             for run in (self.run, self.twin):
                 run.owed = [drawn for drawn in run.owed if drawn.step != step]
             self.write(StepClosed(step, "owner"))
 
-    def bookmark(self, choice: int) -> None:
+    def bookmark(self, number: int) -> None:
         steps = self.run.returnable()
         self.serial += 1
-        self.write(Bookmarked(f"b{self.serial}", steps[choice % len(steps)]))
+        self.write(Bookmarked(f"b{self.serial}", steps[number % len(steps)]))
 
-    def unmark(self, choice: int) -> None:
+    def unmark(self, number: int) -> None:
         names = sorted(self.run.state.bookmarks)
         if names:
-            self.write(Bookmarked(names[choice % len(names)], None))
-
-    def save(self, _: int) -> None:
-        self.run.checkpoint()
-        self.run.prune()
-        self.check()
+            self.write(Bookmarked(names[number % len(names)], None))
 
     def restart(self, _: int) -> None:
         owed = self.run.owed
@@ -414,31 +407,29 @@ class Pair:
         assert facts(self.run.state)[2] == facts(self.twin.state)[2]
         self.run.owed = owed
 
-    def rewind(self, choice: int) -> None:
+    def rewind(self, number: int) -> None:
         steps = self.run.returnable()
-        self.both(lambda run: run.rewind(steps[choice % len(steps)]))
+        self.both(lambda run: run.rewind(steps[number % len(steps)]))
 
-    def attempt(self, choice: int) -> None:
+    def attempt(self, number: int) -> None:
         state = self.run.state
-        start = state.closed_steps + choice % (state.next_step - state.closed_steps + 1)
+        start = state.closed_steps + number % (state.next_step - state.closed_steps + 1)
         for run in (self.run, self.twin):
             run.owed = [drawn for drawn in run.owed if drawn.step >= start]
         self.serial += 1
         self.write(AttemptBegan(f"t{self.serial}", 1, start))
 
-    def grow(self, count: int) -> None:
-        self.write(DatasetGrown(self.run.state.examples.size + count))
+    def grow(self, number: int) -> None:
+        self.write(DatasetGrown(self.run.state.examples.size + number % 5 + 1))
 
-    def retire(self, one: int) -> None:
-        self.write(IdsRetired(np.array([one], np.int64)))
+    def retire(self, number: int) -> None:
+        self.write(IdsRetired(np.array([number % 10], np.int64)))
 
-    def check(self) -> None:
-        for step in self.run.returnable():
+    def check(self, steps: Iterable[int]) -> None:
+        for step in sorted(steps):
             mine, other = self.run.log.past(step), self.twin.log.past(step)
             assert past_facts(self.run.log, mine) == past_facts(self.twin.log, other), step
             assert outliving(mine.state, self.run.state) == outliving(other.state, self.twin.state)
-        held = set(self.run.state.bookmarks.values())
-        assert held <= set(self.run.returnable())
         assert self.run.log.journal.bytes_from(0) == self.run.journal_bytes()
 
 
@@ -452,14 +443,18 @@ def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 run_ids = itertools.count(1, 2)
 
 
-@settings(max_examples=40, deadline=None)
-@given(staleness=st.sampled_from([0, 3, "any"]), script=st.lists(actions, min_size=5, max_size=60))
+@settings(max_examples=25, deadline=None)
+@given(
+    staleness=st.sampled_from([0, 3, "any"]),
+    script=st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 1 << 16)), min_size=10, max_size=50),
+)
 def test_whatever_is_pruned_every_step_that_may_be_returned_to_is_as_in_a_log_that_forgets_nothing(
     shared_store: Store, staleness: int | str, script: Sequence[tuple[str, int]]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spec_module, "LEAST_REPORT_WINDOW", 6)
+        patch.setattr(spec_module, "LEAST_REPORT_WINDOW", 4)
         pair = Pair(shared_store, next(run_ids), staleness)
         for action, number in script:
             pair.do(action, number)
-        pair.save(0)
+        pair.go_on(0)
+        pair.check(pair.run.returnable())

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from steelyard_server.runs.retention import worth_keeping
+from steelyard_server.runs.retention import Plan, plan, worth_keeping
 
 
 @pytest.mark.parametrize("gap", [1, 7, 100])
@@ -39,3 +39,45 @@ def test_the_newest_at_or_below_the_floor_is_the_oldest_kept() -> None:
 def test_the_only_one_stays_and_of_none_there_is_none() -> None:
     assert worth_keeping([], 0) == []
     assert worth_keeping([(3, 1)], 0) == [3]
+
+
+def kept(
+    checkpoints: list[tuple[int, int]], first: int, floor: int, bookmarked: list[int], window: int = 5
+) -> Plan:
+    """The plan for a journal with one record a step, so that records and steps have the same numbers."""
+    return plan(checkpoints, first, floor, bookmarked, lambda step, base: step + window)
+
+
+def test_a_bookmark_below_what_is_retained_gets_an_island_from_its_checkpoint_to_its_window() -> None:
+    checkpoints = [(10, 10), (20, 20), (30, 30), (50, 50), (60, 60)]
+    wanted = kept(checkpoints, 0, 55, [3, 22, 30, 58])
+    assert wanted.start == 50
+    assert wanted.islands == {3: (0, 8), 22: (20, 27), 30: (30, 35)}
+    # Also those that going back to a bookmark begins with, below the floor or not.
+    assert wanted.checkpoints == [20, 30, 50, 60]
+
+
+def test_without_bookmarks_the_journal_begins_at_the_checkpoint_below_the_floor() -> None:
+    checkpoints = [(10, 10), (20, 20), (30, 30)]
+    assert kept(checkpoints, 0, 25, []) == Plan([20, 30], 20, {})
+    assert kept(checkpoints, 0, 5, []).start == 0
+    assert kept([], 0, 5, [1]) == Plan([], 0, {})
+
+
+def test_what_is_whole_stays_whole_where_a_run_went_back_and_the_floor_with_it() -> None:
+    """Of the checkpoints below record 40 only that of an island is left, and it must not be taken for the beginning."""
+    wanted = kept([(10, 10), (40, 40), (60, 60)], 40, 30, [12])
+    assert (wanted.start, wanted.islands) == (40, {12: (10, 17)})
+    assert wanted.checkpoints == [10, 40, 60]
+
+
+def test_what_several_bookmarks_hold_is_the_cost_of_none_of_them() -> None:
+    checkpoints = [(10, 10), (20, 20), (40, 40), (60, 60)]
+    own = kept(checkpoints, 0, 60, [12, 21, 23, 57]).own()
+    assert own == {12: (10, 17), 21: (20, 20), 23: (26, 28), 57: (40, 60)}
+
+
+def test_side_by_side_bookmarks_share_all_but_the_ends() -> None:
+    own = kept([(10, 10), (60, 60)], 0, 60, [20, 21, 22]).own()
+    spans = {step: max(0, stop - first) for step, (first, stop) in own.items()}
+    assert spans == {20: 0, 21: 0, 22: 1}

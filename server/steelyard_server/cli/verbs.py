@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from steelyard_server.cli import batch, bookmark, events, fork, history, rewind, runs, serve, stats, status
+from steelyard_server.cli import (
+    batch,
+    bookmark,
+    events,
+    fork,
+    history,
+    retention,
+    rewind,
+    runs,
+    serve,
+    stats,
+    status,
+)
 
 cli = typer.Typer(
     name="steelyard",
@@ -40,6 +52,7 @@ for verb in (
     batch.batch,
     history.history,
     events.events,
+    retention.retention,
     bookmark.bookmark,
     rewind.rewind,
     fork.fork,

@@ -50,5 +50,8 @@ def outliving(past: RunState, present: RunState) -> list[Event]:
         AttemptBegan(token, 0, step) for token in present.attempts.tokens if token and token not in known
     ]
     held = {name: at for name, at in present.bookmarks.items() if at <= step}
-    events += [Bookmarked(name, None) for name in past.bookmarks if name not in held]
-    return events + [Bookmarked(name, at) for name, at in held.items() if past.bookmarks.get(name) != at]
+    # By name: the order of a state that was read from a checkpoint is another.
+    events += [Bookmarked(name, None) for name in sorted(past.bookmarks) if name not in held]
+    return events + [
+        Bookmarked(name, at) for name, at in sorted(held.items()) if past.bookmarks.get(name) != at
+    ]
