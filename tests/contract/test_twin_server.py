@@ -39,7 +39,6 @@ from twin.columns import rounded, signal_of
 from twin.run import Dataset, Run, slice_of
 from twin.scored import Scored
 from twin.seats import Seat, pump
-from twin.shuffle import Shuffle
 from twin.state import State, full_draw
 
 import steelyard
@@ -888,11 +887,6 @@ def knows_one_step_less(right: Any, state: State, step: int) -> None:
     right(state, step - 1)
 
 
-def begins_an_epoch(right: Any, drawn: Shuffle, size: int) -> None:
-    drawn.size = size
-    drawn.begin(drawn.epoch)
-
-
 def forgets_the_greatest(right: Any, drawn: Scored, score: float | None) -> None:
     drawn.greatest = score
 
@@ -911,7 +905,6 @@ FAULTS: list[tuple[type, str, Callable[..., Any], Sequence[dict[str, Any]]]] = [
     (State, "fold", drops_the_last_value, BY_LOSS),
     (State, "apply_report", counts_what_was_known, SHUFFLE),
     (State, "close_below", leaves_steps_open, SHUFFLE),
-    (Shuffle, "grow", begins_an_epoch, SHUFFLE),
     (Scored, "raise_greatest", forgets_the_greatest, BY_EXTRA),
     (Run, "left_a_trace", never_goes_back, DRAWS),
 ]

@@ -15,6 +15,9 @@ from twin.masses import is_known
 from twin.scored import Scored
 from twin.shuffle import Shuffle
 
+LEAST_WINDOW = 256
+"""Steps whose reports are still taken, at least."""
+
 DRAW_DEFAULTS: dict[str, dict[str, Any]] = {
     "shuffle": {},
     "scored": {
@@ -131,7 +134,7 @@ class State:
 
     @property
     def window(self) -> int:
-        return max(256, 2 * self.staleness) if isinstance(self.staleness, int) else 256
+        return max(LEAST_WINDOW, 2 * self.staleness) if isinstance(self.staleness, int) else LEAST_WINDOW
 
     def rule_of(self, step: int) -> dict[str, Any]:
         return next(rule for since, rule in reversed(self.rules) if since <= step)
