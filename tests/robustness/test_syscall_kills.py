@@ -162,7 +162,7 @@ def test_killed_while_it_opens_a_server_opens_the_next_time(
             except BrokenPromiseError as broken:
                 raise AssertionError(f"killed on entering {call} number {number}: {broken}") from broken
             forget(directory)
-    assert kills > len(OPENING), f"only {kills} kills: the server opens otherwise than it did"
+    assert kills >= 5, f"only {kills} kills: the server opens otherwise than it did"
     print(f"{kills} kills while opening, durability {durability}")
 
 
