@@ -37,6 +37,8 @@ _REPEATABLE = {
         "GetBatch",
         "GetRetention",
     ],
+    # Until its first message has come; a stream that breaks later is the reader's to ask for again.
+    "steelyard.v1.EventService": ["StreamEvents"],
 }
 
 _RETRIES = {
