@@ -3,7 +3,8 @@
     CHECKPOINTS  run_id u64 BE | seq u64 BE | step u64 BE → the row: step, chain, meta, small arrays whole
     CHUNKS       the big arrays, each chunk in the version of the checkpoint that last changed it
 
-Everything of a checkpoint goes into one transaction, so there is never half of one.
+The row comes last, with whatever of the rest is not written yet: chunks without a row are of no checkpoint,
+and the next one replaces or removes them.
 """
 
 from __future__ import annotations
@@ -99,6 +100,14 @@ class Checkpoints:
         """Keys and values of all checkpoints; a chunk that several read counts once. Reads every one."""
         span = prefix_range(u64(self._run_id))
         return self._store.size_of(Table.CHECKPOINTS, *span) + self._store.size_of(Table.CHUNKS, *span)
+
+    def newest_seq(self, at_or_before_seq: int | None = None) -> int:
+        """The seq of `newest`, without reading it; 0 where there is none."""
+        start, stop = prefix_range(u64(self._run_id))
+        if at_or_before_seq is not None:
+            stop = u64(self._run_id, at_or_before_seq) + b"\xff" * 9
+        keys = self._store.keys(Table.CHECKPOINTS, start, stop, reverse=True, limit=1)
+        return int.from_bytes(keys[0][8:16], "big") if keys else 0
 
     def newest(self, at_or_before_seq: int | None = None) -> Checkpoint | None:
         """The newest one, or the newest whose seq is not above the given one. RecordDamaged: its row is."""

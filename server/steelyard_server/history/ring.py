@@ -47,8 +47,12 @@ class History:
             [("counts", "u1", shape[:1]), ("steps", "<u4", shape), ("losses", "<f4", shape)]
         )
 
-    def merge(self, seq: int, ids: Ids, steps: npt.ArrayLike, losses: Float32s) -> list[Op]:
+    def merge(
+        self, seq: int, ids: Ids, steps: npt.ArrayLike, losses: Float32s, *, since: int | None = None
+    ) -> list[Op]:
         """Ops that append reports, given in fold order (an id may repeat), as of journal position `seq`.
+
+        They are appended to what was kept at position `since` (None: last).
 
         ids int64[n], steps integers[n] or one for all, losses float32[n]. Only the chunks of these ids are
         read and written: some 5 KB of memory each. Every earlier merge must be durable. ValueError: counts
@@ -62,7 +66,7 @@ class History:
         last = np.flatnonzero(np.append(np.diff(ids[order]) != 0, True))
         touched = ids[order[last]]
         chunks, chunk = np.unique(touched // self.ids_per_chunk, return_inverse=True)
-        table = self._load(chunks, None)
+        table = self._load(chunks, since)
         self._push(table, chunk, touched % self.ids_per_chunk, last, steps[order], losses[order])
         return [self._put(int(chunks[i]), seq, table[i : i + 1].tobytes()) for i in range(chunks.size)]
 

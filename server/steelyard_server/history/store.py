@@ -316,6 +316,12 @@ class Store:
                 break
         return size
 
+    def check_room(self, ops: Sequence[Op]) -> None:
+        """StoreFull where there is no room for `ops`, which are to be committed in parts."""
+        live, needed = self._live_bytes(), cost(ops) + PATHS
+        if live + needed > self._room():
+            raise self._no_room(live, needed)
+
     def check_headroom(self, what: str, ops: Sequence[Op]) -> None:
         """StoreFull where `ops`, which make something new, would take what is kept for what there is already.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from steelyard_server.core.events import AttemptBegan, Bookmarked, Event
 from steelyard_server.history.errors import RecordDamaged, StoreError, StoreFull
-from steelyard_server.history.ops import Op, Put
+from steelyard_server.history.ops import Delete, Op, Put, Table, weight
 from steelyard_server.history.store import Store
 from steelyard_server.log import logger
 from steelyard_server.policies.policy import Policy
@@ -22,6 +22,8 @@ from steelyard_server.runs.errors import Unavailable, Unready
 from steelyard_server.runs.log import RunLog
 from steelyard_server.runs.state import RunState
 
+_VERSIONED = (Table.CHUNKS, Table.HISTORY)
+_PART_BYTES = 1 << 20
 _RETRY_SECONDS = 10.0
 """From a checkpoint that found no room to the next try."""
 
@@ -182,9 +184,17 @@ class Journaled:
         self.prune()
 
     def _save(self, state: RunState) -> None:
-        """Writes a checkpoint. StoreFull: it was not written, and the run is as before."""
+        """Writes a checkpoint. StoreFull: it was not written, and the run is as before.
+
+        In parts, between which other runs have their turn: nothing reads the chunks of one whose row is not there.
+        """
         try:
-            self._store.commit(self.log.checkpoint(state))
+            ops = self.log.checkpoint(state)
+            self._store.check_room(ops)
+            loose, row = _split(ops)
+            for part in _parts(loose):
+                self._commit_part(part)
+            self._commit_part(row)
             self.log.saved(state)
         except StoreFull:
             raise
@@ -213,9 +223,16 @@ class Journaled:
             # Nobody asked for what is damaged: it is reported when somebody does.
             _log.error("prune_skipped", run=self.name, place=damage.place, why=damage.why)
             return
-        self._commit(ops, frees=True)
+        loose, rows = _split(ops)
+        # First those who read the versions, so that none is left without them.
+        self._commit(rows, frees=True)
+        for part in _parts(loose):
+            self._commit(part, frees=True)
 
     # ---- inside ----
+
+    def _commit_part(self, ops: Sequence[Op]) -> None:
+        self._store.commit([self.log.journal.fence(), *ops])
 
     def _commit(self, ops: Sequence[Op], *, frees: bool = False) -> None:
         """Writes `ops` behind everything written before; on return they are durable, and so is all of that."""
@@ -248,3 +265,25 @@ class Journaled:
             _log.warning("run_reloads", run=self.name)
             self._state = None
             self._on_lost()
+
+
+def _split(ops: Sequence[Op]) -> tuple[list[Op], list[Op]]:
+    """(versions of chunks, which may be written or removed one by one; the rest, which belongs together)."""
+    loose, rest = list[Op](), list[Op]()
+    for op in ops:
+        (loose if isinstance(op, Put | Delete) and op.table in _VERSIONED else rest).append(op)
+    return loose, rest
+
+
+def _parts(ops: Sequence[Op]) -> Iterator[list[Op]]:
+    """The ops in their order, in pieces that hold up a commit of somebody else for some milliseconds."""
+    part: list[Op] = []
+    size = 0
+    for op in ops:
+        part.append(op)
+        size += weight(op)
+        if size >= _PART_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part

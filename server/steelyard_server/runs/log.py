@@ -157,7 +157,7 @@ class RunLog:
 
     def copy_history(self, other: RunLog, seq: int) -> list[Op]:
         """Gives a run that is about to begin the history that this one had at record `seq`."""
-        return list(self._history.copy_to(other.journal.run_id, seq, 0))
+        return list(self._history.copy_to(other.journal.run_id, self._checkpoints.newest_seq(seq), 0))
 
     def adopt(self, created: RunCreated, state: RunState) -> list[Op]:
         """Begins this run with `state`; the history that it comes with must have been copied and be durable."""
@@ -214,7 +214,7 @@ class RunLog:
         """The last K (step, loss) of each id, oldest first, with what no checkpoint has yet."""
         if not self._history.size:
             return [[] for _ in ids]
-        counts, steps, losses = self._history.read(ids)
+        counts, steps, losses = self._history.read(ids, self._checkpoints.newest_seq())
         rows = _split_rows(counts, steps, losses)
         at = {int(example): number for number, example in enumerate(ids)}
         for entry in unsaved:
@@ -278,13 +278,15 @@ class RunLog:
         ids = np.concatenate([entry.ids for entry in entries])
         steps = np.concatenate([np.full(len(entry.ids), entry.step, np.uint64) for entry in entries])
         losses = np.concatenate([entry.losses for entry in entries])
-        return list(self._history.merge(seq, ids, steps, losses))
+        # Not upon what a checkpoint that was broken off has left.
+        since = self._checkpoints.newest_seq()
+        return list(self._history.merge(seq, ids, steps, losses, since=since))
 
     def _stored_history(self, seq: int | None, size: int) -> Iterator[HistoryEntry]:
         """The stored history, as entries that fold in its order: one per step of each page of ids."""
         for start in range(0, size, _IDS_PER_PAGE):
             ids = np.arange(start, min(start + _IDS_PER_PAGE, size), dtype=np.int64)
-            counts, steps, losses = self._history.read(ids, seq)
+            counts, steps, losses = self._history.read(ids, self._checkpoints.newest_seq(seq))
             repeated = np.repeat(ids, counts)
             for step in np.unique(steps):
                 at = np.flatnonzero(steps == step)
