@@ -15,11 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from steelyard import weigh
-from steelyard_server.core.events import BatchDrawn, DatasetGrown, IdsRetired, LossesReported, RunCreated
+from steelyard_server.core.events import (
+    BatchDrawn,
+    DatasetGrown,
+    IdsRetired,
+    LossesReported,
+    PolicyChanged,
+    RunCreated,
+)
+from steelyard_server.policies.policy import parse_policy
 from steelyard_server.runs.spec import parse_spec
 from steelyard_server.runs.state import HistoryEntry, RunState
 from steelyard_server.runs.weighing import StepWeights, draw_weight
-from tests.robustness.crash.chronicle import Chronicle, Forked, Grown, Launch, Story
+from tests.robustness.crash.chronicle import Chronicle, Forked, Grown, Launch, PolicyOf, Story
 from tests.robustness.crash.losses import losses_of
 
 Losses = Callable[[str, int, int, npt.NDArray[np.int64]], npt.NDArray[np.float32]]
@@ -109,6 +117,10 @@ class _Teller:
         for one in self._chronicle.tale:
             if isinstance(one, Forked):
                 self._begun[one.name] = self._fork(one)
+                continue
+            if isinstance(one, PolicyOf):
+                policy = parse_policy(one.policy["draw"], one.policy["weigh"])
+                self._saved[one.at].state.apply(PolicyChanged(policy.canonical()))
                 continue
             last = one is launches[-1]
             until = drawn if last else max(steps.get(one.attempt, 0), self._next_station(one))

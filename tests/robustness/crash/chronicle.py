@@ -26,6 +26,14 @@ class Forked:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyOf:
+    """From step `at` on the run has this policy, until it goes back to an earlier step."""
+
+    at: int
+    policy: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
 class Grown:
     size: int
 
@@ -46,7 +54,7 @@ class Chronicle:
     name: str
     fields: Mapping[str, Any]
     parent: str | None = None
-    tale: list[Launch | Forked] = field(default_factory=list)
+    tale: list[Launch | Forked | PolicyOf] = field(default_factory=list)
     unknown: dict[int, int] = field(default_factory=dict)
     bookmarks: dict[str, int] = field(default_factory=dict)
     """As they must be at the end."""

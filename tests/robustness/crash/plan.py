@@ -41,9 +41,11 @@ DECK = (
     "pause server",
     "pause trainer",
     "zombie",
+    "attempt",
     "bookmark",
     "rewind",
     "fork",
+    "policy",
     "grow",
     "retire",
 )
@@ -130,7 +132,7 @@ def _runs(choices: Random) -> dict[str, dict[str, Any]]:
         "fresh": {
             "staleness": 0,
             "draw": {**scored, "sampling": "distinct", "alpha": 1.0, "floor": 0.1},
-            "retain_steps": 40,
+            "retain_steps": 120,
             **_common(choices),
         },
         "stratified": {
@@ -179,7 +181,7 @@ def _disturbance(kind: str, choices: Random) -> Disturbance:
     elif kind == "recovery":
         delays = [choices.uniform(0.0, 0.3) for _ in range(choices.randrange(1, 4))]
         point, nth = choices.choice(("", *STARTING_POINTS)), choices.randrange(1, 6)
-    elif kind in ("rewind", "fork", "grow", "retire", "bookmark"):
+    elif kind in _POINTS_OF:
         point, nth = choices.choice(_POINTS_OF[kind]), choices.randrange(1, 4)
     elif kind.startswith("pause"):
         delays = [choices.uniform(0.05, 0.8)]
@@ -196,10 +198,12 @@ def _disturbance(kind: str, choices: Random) -> Disturbance:
 
 
 _POINTS_OF = {
+    "attempt": ("rewind.begin", "rewind.end", "commit.begin", "commit.end"),
+    "policy": ("", "rewind.begin", "rewind.end", "commit.begin", "commit.end"),
     "rewind": ("", "rewind.begin", "rewind.end", "commit.begin", "commit.end"),
     "fork": ("", "fork.half", "fork.half", "commit.begin", "commit.end"),
     "grow": ("", "dataset.told", "commit.begin", "commit.end"),
     "retire": ("", "dataset.told", "commit.begin", "commit.end"),
     "bookmark": ("", "commit.begin", "commit.end"),
 }
-"""Where the server dies while its owner asks for something; nowhere, for the empty word."""
+"""Where the server dies while its owner asks for something, or a new attempt begins; nowhere, for the empty word."""

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.robustness.crash.nursery import Child, Nursery
+
 START_SECONDS = 60.0
 END_SECONDS = 90.0
 _POLL_SECONDS = 0.01
@@ -45,31 +43,17 @@ def tail_of(path: Path) -> str:
     return f"--- {path}\n{text or '(nothing)'}"
 
 
-def _spawn(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("ab") as out:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            cwd=ROOT,
-            # A key that is pressed to stop the crash test must not reach them before it does.
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        )
-
-
-def _dump_stacks(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGCONT)
-        process.send_signal(signal.SIGUSR1)
+def _dump_stacks(process: Child) -> None:
+    process.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGUSR1)
 
 
 class Server:
     """`steelyard serve` on a fixed port, in the program that can be told where to die. `killed` counts its deaths."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], fault: str) -> None:
+    def __init__(self, nursery: Nursery, folder: Path, settings: Mapping[str, Any], fault: str) -> None:
         folder.mkdir(parents=True)
+        self._nursery = nursery
         self.log = folder / "server.log"
         self.killed = 0
         self._arm, self._port_file = folder / "arm", folder / "port"
@@ -80,12 +64,11 @@ class Server:
             "port_file": self._port_file,
             **settings,
         }
-        self._command = [
-            *(sys.executable, "-m", "tests.robustness.crash.programs.served"),
-            *(str(os.getpid()), str(self._arm), fault, "serve"),
+        self._arguments = [
+            *(str(self._arm), fault, "serve"),
             *(text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))),
         ]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
 
     @property
     def alive(self) -> bool:
@@ -95,7 +78,7 @@ class Server:
         """Starts it and does not wait."""
         assert not self.alive
         self._port_file.unlink(missing_ok=True)
-        self._process = _spawn(self._command, self.log)
+        self._process = self._nursery.bear("served", self._arguments, self.log)
 
     def await_answer(self) -> bool:
         """Waits until it answers; False where it died first, of the trap that was set."""
@@ -116,9 +99,7 @@ class Server:
     def kill(self) -> None:
         """kill -9. It may have died in its trap already."""
         assert self._process is not None
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait(END_SECONDS)
+        self._process.kill()
         self._check_killed()
 
     def _check_killed(self) -> None:
@@ -154,7 +135,7 @@ class Server:
         self._process.terminate()
         try:
             status = self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
+        except TimeoutError:
             raise CrashFailure(
                 f"the server does not drain within {END_SECONDS:g} s; {self.last_words()}"
             ) from None
@@ -177,7 +158,7 @@ class Server:
         return tail_of(self.log)
 
     def end(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None:
             self._process.kill()
             self._process.wait(END_SECONDS)
 
@@ -190,7 +171,7 @@ class Job:
     folder: Path
     worlds: Mapping[str, int]
     starts: Mapping[str, int]
-    processes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    processes: dict[int, Child] = field(default_factory=dict)
     counted: Counter[str] = field(default_factory=Counter)
     """Lines that the trainers have written, by their kind."""
     ends: dict[tuple[str, int], tuple[str, str]] = field(default_factory=dict)
@@ -227,24 +208,17 @@ class Job:
     def stop_at(self, stop: Mapping[str, int]) -> None:
         (self.folder / "stop").write_text(json.dumps(stop))
 
-    def launch(self, rank: int) -> None:
-        command = [
-            *(sys.executable, "-m", "tests.robustness.crash.programs.trainer"),
-            *(str(os.getpid()), str(self.folder / "job"), str(rank)),
-        ]
-        self.processes[rank] = _spawn(command, self.log)
+    def launch(self, nursery: Nursery, rank: int) -> None:
+        self.processes[rank] = nursery.bear("trainer", [str(self.folder / "job"), str(rank)], self.log)
 
     def kill(self, rank: int) -> None:
         process = self.processes[rank]
-        if process.poll() is None:
-            process.kill()
-            self.killed += 1
-        process.wait(END_SECONDS)
+        process.kill()
+        self.killed += process.wait(END_SECONDS) == -signal.SIGKILL
 
     def signal(self, number: int, rank: int | None = None) -> None:
         for one in self.ranks if rank is None else (rank,):
-            with contextlib.suppress(ProcessLookupError):
-                self.processes[one].send_signal(number)
+            self.processes[one].send_signal(number)
 
     @property
     def over(self) -> bool:
@@ -291,8 +265,7 @@ class Job:
 
     def end(self) -> None:
         for process in self.processes.values():
-            if process.poll() is None:
-                process.kill()
+            process.kill()
             process.wait(END_SECONDS)
 
 

@@ -12,14 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import steelyard
 from steelyard.errors import AlreadyExists, DeadlineExceeded, Unavailable
 from tests.robustness.crash.calm import Losses, fold
-from tests.robustness.crash.chronicle import Chronicle, Forked, Grown, Launch, Retired, Story
+from tests.robustness.crash.chronicle import Chronicle, Forked, Grown, Launch, PolicyOf, Retired, Story
 from tests.robustness.crash.compare import Heard, check_run, check_said
 from tests.robustness.crash.losses import losses_of
+from tests.robustness.crash.nursery import Nursery
 from tests.robustness.crash.plan import Disturbance, Plan
 from tests.robustness.crash.processes import CrashFailure, Job, Server, await_that
 
@@ -53,10 +54,13 @@ class Result:
 class Round:
     """`play` does everything and raises CrashFailure where a promise did not hold."""
 
-    def __init__(self, plan: Plan, folder: Path, *, fault: str = "none", losses: Losses = losses_of) -> None:
+    def __init__(
+        self, plan: Plan, nursery: Nursery, folder: Path, *, fault: str = "none", losses: Losses = losses_of
+    ) -> None:
         """`fault` is planted into the server; `losses` are those of the undisturbed runs."""
-        self._plan, self._folder, self._losses = plan, folder, losses
+        self._plan, self._nursery, self._folder, self._losses = plan, nursery, folder, losses
         self._server = Server(
+            nursery,
             folder / "server",
             {
                 "durability": plan.durability,
@@ -163,7 +167,7 @@ class Round:
         for chronicle in runs.values():
             chronicle.tale.append(Launch(attempt, chronicle.checkpoint, len(self._story.changes)))
         for rank in job.ranks:
-            job.launch(rank)
+            job.launch(self._nursery, rank)
         self._jobs.append(job)
 
     def _kill_trainers(self, kind: str) -> None:
@@ -229,6 +233,11 @@ class Round:
             f"the trainers took {self._job.counted['batch']} batches, not {goal}",
         )
 
+    def _await_joined(self, *, revive: bool = False) -> None:
+        """A launch that the server has never heard of is new to it, whenever it comes: one that is to be told to stop
+        must have joined all its runs."""
+        self._wait(lambda: self._job.everyone_joined, "the trainers have not joined", revive=revive)
+
     # ---- the disturbances ----
 
     def _disturb(self, one: Disturbance) -> None:
@@ -251,7 +260,7 @@ class Round:
         before = self._job.killed
         self._job.kill(rank)
         self.result.kills[one.kind] += self._job.killed - before
-        self._job.launch(rank)
+        self._job.launch(self._nursery, rank)
 
     def _trainers(self, one: Disturbance) -> None:
         self._kill_trainers(one.kind)
@@ -314,12 +323,11 @@ class Round:
     def _zombie(self, one: Disturbance) -> None:
         """All trainers stand still, are superseded, and go on where they were."""
         zombies = self._job
-        # A launch that the server has never heard of is new to it, whenever it comes.
-        self._wait(lambda: zombies.everyone_joined, "the trainers have not joined")
+        self._await_joined()
         zombies.signal(signal.SIGSTOP)
         self._read_checkpoints()
         self._launch(one.worlds)
-        self._wait(lambda: self._job.everyone_joined, "the trainers after the zombies have not joined")
+        self._await_joined()
         self._await_batches(one.after)
         zombies.signal(signal.SIGCONT)
         self._zombies.append(zombies)
@@ -327,6 +335,13 @@ class Round:
         self._zombies.remove(zombies)
         self._expect_ends(zombies, "aborted")
         self._await_batches(one.after)
+
+    def _attempt(self, one: Disturbance) -> None:
+        """The server dies while it takes the runs back for a new attempt."""
+        self._kill_trainers(one.kind)
+        with self._trapped(one):
+            self._launch(one.worlds)
+            self._await_joined(revive=True)
 
     # ---- what the owner does ----
 
@@ -362,36 +377,40 @@ class Round:
         return runs[choice % len(runs)]
 
     def _bookmark(self, one: Disturbance) -> None:
-        self._read_checkpoints()
         with self._trapped(one):
             for chronicle in self._story.runs.values():
-                self._name_step(chronicle, f"b{next(self._names)}", chronicle.checkpoint)
+                self._read_checkpoints()
+                self._hold(chronicle)
 
-    def _name_step(self, chronicle: Chronicle, name: str, step: int) -> None:
-        run = self._client_run(chronicle)
+    def _hold(self, chronicle: Chronicle) -> str:
+        """A bookmark at the checkpoint, which is retained then however far the run goes on. Returns its name."""
+        name, run, step = f"b{next(self._names)}", self._client_run(chronicle), chronicle.checkpoint
         self._ask(lambda: run.bookmark(name, step))
         chronicle.bookmarks[name] = step
+        return name
+
+    def _hold_all(self) -> dict[str, str]:
+        self._read_checkpoints()
+        return {name: self._hold(chronicle) for name, chronicle in self._story.runs.items()}
 
     def _client_run(self, chronicle: Chronicle) -> steelyard.Run:
         return steelyard.Run(self._client, chronicle.name)
 
     def _rewind(self, one: Disturbance) -> None:
-        """Some runs go back: to a bookmark, where they have one, or to the checkpoint. All their trainers are told."""
-        self._read_checkpoints()
+        """All runs go back, each to one of its bookmarks, the newest included. Their trainers are told."""
+        self._await_joined()
+        held = self._hold_all()
         with self._trapped(one):
-            for number, chronicle in enumerate(self._story.runs.values()):
+            for number, (run, chronicle) in enumerate(self._story.runs.items()):
                 names = sorted(chronicle.bookmarks)
-                if names and (one.choice >> number) & 1:
-                    name = names[one.choice % len(names)]
-                    self._take_back(chronicle, name, chronicle.bookmarks[name])
-                else:
-                    self._take_back(chronicle, chronicle.checkpoint, chronicle.checkpoint)
+                older = (one.choice >> number) & 1
+                self._take_back(chronicle, names[one.choice % len(names)] if older else held[run])
         self._after_rewind(one)
 
-    def _take_back(self, chronicle: Chronicle, to: int | str, step: int) -> None:
+    def _take_back(self, chronicle: Chronicle, bookmark: str) -> None:
         run = self._client_run(chronicle)
-        self._ask(lambda: run.rewind(to))
-        chronicle.went_back(step)
+        self._ask(lambda: run.rewind(bookmark))
+        chronicle.went_back(chronicle.bookmarks[bookmark])
 
     def _after_rewind(self, one: Disturbance) -> None:
         self._wait(lambda: self._job.over, "the trainers were not told that their runs went back")
@@ -405,20 +424,36 @@ class Round:
             return
         self._read_checkpoints()
         parent = self._some_run(one.choice)
-        name, run, at = f"fork{next(self._names)}", self._client_run(parent), parent.checkpoint
+        held, at = self._hold(parent), parent.checkpoint
+        name, run = f"fork{next(self._names)}", self._client_run(parent)
 
         def again() -> steelyard.Run:
             try:
-                return run.fork(name, step=at)
+                return run.fork(name, step=held)
             except AlreadyExists:
                 return steelyard.Run(self._client, name)
 
         with self._trapped(one):
-            self._ask(lambda: run.fork(name, step=at), again)
+            self._ask(lambda: run.fork(name, step=held), again)
         parent.tale.append(Forked(name, at, len(self._story.changes)))
         self._story.runs[name] = Chronicle(name, parent.fields, parent=parent.name, checkpoint=at)
         self._kill_trainers(one.kind)
         self._launch(one.worlds)
+
+    def _policy(self, one: Disturbance) -> None:
+        """A run goes back to its checkpoint and on with another policy, which needs no other column."""
+        self._await_joined()
+        held = self._hold_all()
+        chronicle = self._some_run(one.choice)
+        run, at = self._client_run(chronicle), chronicle.checkpoint
+        info = run.info()
+        policy = _another_policy({"draw": info.draw, "weigh": info.weigh}, one.choice)
+        with self._trapped(one):
+            for name, other in self._story.runs.items():
+                self._take_back(other, held[name])
+            self._ask(lambda: run.change_policy(**policy))
+        chronicle.tale.append(PolicyOf(at, policy))
+        self._after_rewind(one)
 
     def _grow(self, one: Disturbance) -> None:
         size = self._story.size_now
@@ -437,15 +472,27 @@ class Round:
     def _change(self, one: Disturbance, change: Grown | Retired, call: Callable[[], object]) -> None:
         """The dataset changes while it is trained on; then every run goes back to its checkpoint, so that it is known
         from which step on the change counts."""
-        self._read_checkpoints()
+        self._await_joined()
+        held = self._hold_all()
         for chronicle in self._story.runs.values():
             chronicle.unknown[self._job.attempt] = self._client_run(chronicle).info().next_step
         with self._trapped(one):
             self._ask(call)
             self._story.changes.append(change)
-            for chronicle in self._story.runs.values():
-                self._take_back(chronicle, chronicle.checkpoint, chronicle.checkpoint)
+            for name, chronicle in self._story.runs.items():
+                self._take_back(chronicle, held[name])
         self._after_rewind(one)
+
+
+def _another_policy(policy: Mapping[str, Mapping[str, Any]], choice: int) -> dict[str, dict[str, Any]]:
+    draw, weigh = dict(policy["draw"]), dict(policy["weigh"])
+    if draw["method"] == "scored":
+        draw["floor"] = (1 + choice % 8) / 16
+    elif weigh["method"] == "linupper":
+        weigh["r"] = (3 + choice % 6) / 8
+    else:
+        weigh = {"method": "importance", "beta": (1 + choice % 4) / 4}
+    return {"draw": draw, "weigh": weigh}
 
 
 _KINDS: Mapping[str, Callable[[Round, Disturbance], None]] = {
@@ -461,9 +508,11 @@ _KINDS: Mapping[str, Callable[[Round, Disturbance], None]] = {
     "pause server": Round._pause_server,
     "pause trainer": Round._pause_trainer,
     "zombie": Round._zombie,
+    "attempt": Round._attempt,
     "bookmark": Round._bookmark,
     "rewind": Round._rewind,
     "fork": Round._fork,
+    "policy": Round._policy,
     "grow": Round._grow,
     "retire": Round._retire,
 }

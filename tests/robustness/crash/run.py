@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path[0] = str(ROOT)
 
 from tests.robustness.crash.losses import losses_of  # noqa: E402
+from tests.robustness.crash.nursery import Nursery  # noqa: E402
 from tests.robustness.crash.plan import DECK, plan_of  # noqa: E402
 from tests.robustness.crash.processes import CrashFailure  # noqa: E402
 from tests.robustness.crash.round import Result, Round  # noqa: E402
@@ -92,28 +93,30 @@ def main() -> int:
         f"seed {options.seed}: repeat with make crash SEED={options.seed} ROUND={options.round}", flush=True
     )
     total = Total(options.seed)
+    nursery = Nursery()
     deadline = time.monotonic() + options.minutes * 60
     number = options.round
     try:
         while time.monotonic() < deadline and total.rounds < options.rounds:
-            if not _play(options, number, deadline, total):
+            if not _play(options, nursery, number, deadline, total):
                 return 1
             number += 1
     except KeyboardInterrupt:
         print("interrupted; the round under way is not counted", flush=True)
         return 130
     finally:
+        nursery.end()
         print(total, flush=True)
     return 0
 
 
-def _play(options: argparse.Namespace, number: int, deadline: float, total: Total) -> bool:
+def _play(options: argparse.Namespace, nursery: Nursery, number: int, deadline: float, total: Total) -> bool:
     """Plays a round. Whether everything held."""
     began = time.monotonic()
     plan = plan_of(options.seed, number, options.kinds)
     folder = options.folder / f"seed-{options.seed}-round-{number}-{time.time_ns()}"
     fault, losses = PLANTS[options.plant]
-    one = Round(plan, folder, fault=fault, losses=losses)
+    one = Round(plan, nursery, folder, fault=fault, losses=losses)
     try:
         result = one.play(deadline)
     except CrashFailure as failure:
