@@ -101,8 +101,9 @@ class Round:
     # ---- the beginning and the end ----
 
     def _begin(self) -> None:
+        self._server.spawn()  # returns when the process is there, however long its imports took
         began = time.monotonic()
-        self._server.start()
+        self._server.await_answer()
         self._started = time.monotonic() - began
         self._client.create_dataset("d", self._plan.size)
         for name, fields in self._plan.runs.items():
