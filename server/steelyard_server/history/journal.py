@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 from steelyard_server.core.events import BatchDrawn, Event
@@ -207,7 +208,8 @@ class Journal:
         The last record always stays. `holes` is right at once; should the write fail, reload.
         """
         gone = outside([*islands, (min(before_seq, self.next_seq - 1), self.next_seq)])
-        ops = [op for hole in gone if hole not in self.holes for op in self._emptied(*hole)]
+        known = set(self.holes)
+        ops = [op for hole in gone if hole not in known for op in self._emptied(*hole)]
         return [*ops, *self._take_holes([hole for hole in gone if hole[0] > 0])]
 
     def _emptied(self, first: int, stop: int) -> list[Op]:
@@ -225,7 +227,8 @@ class Journal:
 
     def _hole_from(self, seq: int) -> Span:
         """The first hole that ends above `seq`, which is then below it or in it."""
-        return next((hole for hole in self.holes if hole[1] > seq), (U64_MAX, U64_MAX))
+        number = bisect_right(self.holes, seq, key=lambda hole: hole[1])
+        return self.holes[number] if number < len(self.holes) else (U64_MAX, U64_MAX)
 
     def _append(self, events: Sequence[Event], payloads: Sequence[bytes]) -> list[Op]:
         ops: list[Op] = [Fence(self.generation)]
