@@ -29,7 +29,7 @@ def batch(
     timeout: Timeout = DEFAULT_TIMEOUT,
     as_json: AsJson = False,
 ) -> None:
-    """Print the whole global batch of a step: ids, the probabilities they were drawn with, their draw's weights."""
+    """Print the whole global batch of a step: ids, the probabilities they were drawn with, their weights."""
     with steelyard.connect(address, timeout=timeout) as client:
         served = client.run(run).batch(step)
     columns = {
