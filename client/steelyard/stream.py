@@ -131,7 +131,7 @@ class Stream:
             if not again and not self._owner.may_pass(error):
                 return error
             down = time.monotonic() - down_since
-            if down > self._reconnect_timeout:
+            if again and down > self._reconnect_timeout:
                 return Unavailable(
                     f"{self._purpose}: gave up after {down:.0f} s of trying to reach it; last error: {error}"
                 )

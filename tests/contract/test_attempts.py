@@ -210,7 +210,7 @@ def test_two_living_processes_that_claim_one_rank_are_told_and_the_first_goes_on
 
         def claim():
             try:
-                run.join(1, 2, attempt="a", timeout=3.0)
+                run.join(1, 2, attempt="a", timeout=3.0, reconnect_timeout=0.5)
             except Exception as error:
                 failed.append(error)
 
