@@ -1,6 +1,8 @@
 """What a checkpoint holds, and going on from it."""
 
+import io
 import json
+import pickle
 import threading
 from typing import Any
 
@@ -136,6 +138,16 @@ def test_a_state_before_the_first_batch_is_where_a_join_would_begin(examples, ma
 def test_a_state_is_small(make_run):
     state = BatchSampler(make_run()).state_dict()
     assert len(json.dumps(state)) < 200
+    longest = {**state, "run": "r" * 128, "step": 2**63, "end": 2**63}
+    assert len(json.dumps(longest)) < 300
+    assert len(pickle.dumps(longest)) < 300
+
+    def saved(what):
+        torch.save(what, file := io.BytesIO())
+        return file.tell()
+
+    # A file of torch's own holds 1.2 kB before anything is in it.
+    assert saved({"sampler": longest}) - saved({}) < 400
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ IGNORED = (
     "ignore:This DataLoader will create:UserWarning",
 )
 # A job of a few processes with their imports, on a busy machine.
-DEADLINE = 100.0
+DEADLINE = 200.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -115,7 +115,7 @@ def columns(run: steelyard.Run) -> dict[str, Any]:
     return {"last_loss": run.column("last_loss"), "version": run.stats().state_version}
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_job_killed_with_its_server_and_restarted_with_4_2_and_3_processes_trains_as_one_undisturbed_process(
     server, start, wait_for, tmp_path
 ):

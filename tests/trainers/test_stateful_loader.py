@@ -67,6 +67,7 @@ def run(client, request):
         ("persistent", {"workers": 2, "context": "fork", "persistent": True, "micro_batches": 2}),
     ],
 )
+@pytest.mark.timeout(400)
 def test_a_loader_killed_in_the_middle_of_a_pass_goes_on_where_its_state_says(
     start, run, undisturbed, tmp_path, name, options
 ):
