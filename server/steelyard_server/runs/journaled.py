@@ -99,6 +99,8 @@ class Journaled:
     def load(self) -> None:
         """Reads the run from disk. Where that fails for good, every later `state()` says so."""
         try:
+            # What was queued before a wait was given up may still be applied: the disk is read behind it.
+            self._store.commit([])
             self.log = self._open_log()
             self._state = self.log.load()
             self._last_checkpoint, self._bytes_since_checkpoint = self._clock(), self.log.replayed_bytes
