@@ -31,6 +31,7 @@ from typing import Literal
 
 import lmdb
 
+from . import creation
 from .errors import (
     RecordDamaged,
     StoreBusy,
@@ -475,7 +476,10 @@ class Store:
 
     def _start(self) -> None:
         try:
-            self._refuse_newer()
+            if creation.exists(self._directory):
+                self._refuse_newer()
+            else:
+                creation.create_whole(self._directory, self._make_environment)
             self._open_environment()
             self._take_in_tail()
         except _FAILURES as error:
@@ -483,9 +487,16 @@ class Store:
         self._healthy = True
         self._thread.start()
 
+    def _make_environment(self, directory: Path) -> None:
+        env = lmdb.open(str(directory), map_size=self._map_size, max_dbs=len(Table))
+        try:
+            meta = env.open_db(Table.META.encode())
+            with env.begin(write=True) as txn:
+                txn.put(_FORMAT, u64(FORMAT_VERSION), db=meta)
+        finally:
+            env.close()
+
     def _refuse_newer(self) -> None:
-        if not (self._directory / "data.mdb").exists():
-            return
         env = lmdb.open(
             str(self._directory), max_dbs=len(Table), readonly=True, lock=False, map_size=self._map_size
         )
@@ -525,7 +536,7 @@ class Store:
             if txn.get(_FORMAT, db=self._tables[Table.META]) is None:
                 txn.put(_FORMAT, u64(FORMAT_VERSION), db=self._tables[Table.META])
         for place in (self._directory, self._directory.parent):
-            _sync_directory(place)
+            creation.sync_directory(place)
 
     def _take_in_tail(self) -> None:
         """Commits what the tail of a killed process holds."""
@@ -894,11 +905,3 @@ def _seek_before(cursor: lmdb.Cursor[bytes], stop: bytes) -> bool:
 
 def _used_bytes(env: lmdb.Environment) -> int:
     return (env.info()["last_pgno"] + 1) * int(env.stat()["psize"])
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
