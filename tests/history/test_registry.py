@@ -110,3 +110,25 @@ def test_a_damaged_row_is_named(store: Store, flip: Callable[[Table, bytes, int]
         registry.run("gpt-a")
     with pytest.raises(RecordDamaged, match="row of dataset 'text'"):
         registry.datasets()
+
+
+def test_what_belongs_to_nobody_is_found_and_nothing_else(store: Store) -> None:
+    registry = Registry(store)
+    dataset, ops = registry.retire(DATASET, np.array([5]))
+    store.commit([*ops, *registry.put_run(RUN)])
+    for owner in (RUN.run_id, 3, 2**40):
+        store.commit(Journal(store, owner).append([StepClosed(1, "owner"), StepClosed(2, "owner")])[0])
+        checkpoints = Checkpoints(store, owner)
+        column = np.arange(70_000, dtype=np.float32)
+        store.commit(checkpoints.save(2, 0, bytes(16), {}, {}, {"loss": column}, {}))
+        store.commit(History(store, owner, 2).merge(2, np.array([1]), np.array([0], np.uint64), column[:1]))
+    before = Journal(store, RUN.run_id).next_seq, len(Checkpoints(store, RUN.run_id).list())
+    store.commit(registry.remains([dataset], [RUN]))
+    assert registry.remains([dataset], [RUN]) == []
+    assert (
+        (Journal(store, RUN.run_id).next_seq, len(Checkpoints(store, RUN.run_id).list())) == before == (2, 1)
+    )
+    assert registry.retired(dataset).tolist() == [5]
+    for owner in (3, 2**40):
+        assert Journal(store, owner).next_seq == 0
+        assert Checkpoints(store, owner).list() == []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -190,6 +190,26 @@ class Registry:
             Delete(Table.RUNS, _name_key(run.name)),
             *(DeleteRange(table, *owned) for table in _RUN_TABLES),
         ]
+
+    def remains(self, datasets: Sequence[Dataset], runs: Sequence[Run]) -> list[Op]:
+        """Ops that delete what belongs to nobody: what a fork had copied when it was killed, or a run whose creation
+        was given up and yet became durable. `datasets` and `runs` are all that there are, and nobody is creating more.
+        Reads one key for each owner.
+        """
+        owners = {*(dataset.dataset_id for dataset in datasets), *(run.run_id for run in runs)}
+        return [
+            DeleteRange(table, *prefix_range(u64(owner)))
+            for table in _RUN_TABLES
+            for owner in self._owners(table)
+            if owner not in owners
+        ]
+
+    def _owners(self, table: Table) -> Iterator[int]:
+        start = _EVERYTHING[0]
+        while keys := self._store.keys(table, start, _EVERYTHING[1], limit=1):
+            owner = int.from_bytes(keys[0][:8], "big")
+            yield owner
+            start = prefix_range(u64(owner))[1]
 
 
 def _chunks(store: Store, dataset: Dataset) -> Chunks:

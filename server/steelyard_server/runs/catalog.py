@@ -68,6 +68,7 @@ class Catalog:
             self._datasets[dataset.name] = Dataset(dataset, self._registry.retired(dataset))
         for run in self._registry.runs():
             self._rows[run.name] = run
+        self._sweep()
 
     # ---- datasets ----
 
@@ -337,6 +338,17 @@ class Catalog:
         return not busy
 
     # ---- inside ----
+
+    def _sweep(self) -> None:
+        """Deletes what a crash left without an owner. Where that fails it only takes room, until the next start."""
+        ops = self._registry.remains([one.row for one in self._datasets.values()], list(self._rows.values()))
+        if not ops:
+            return
+        try:
+            self._store.commit(ops)
+            _log.info("remains_deleted", ranges=len(ops))
+        except StoreError as error:
+            _log.warning("remains_kept", error=str(error))
 
     def _use(self) -> Use:
         with self._lock:
