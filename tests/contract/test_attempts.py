@@ -277,9 +277,9 @@ def test_a_newer_process_takes_the_rank_of_one_that_is_silent_and_the_old_one_is
     output, _ = stopped.communicate("go on\n", timeout=60)
     assert output.startswith("Aborted "), output
     assert "this trainer must stop" in output
-    for run, session in zip(runs, taken.values(), strict=True):
-        whole = lab.undisturbed(5)
-        lab.train([taken[runs.index(run)]], whole, range(5))
+    for at, run in enumerate(runs):
+        session = taken[at]
+        lab.train([session], lab.undisturbed(5), range(5))
         session.flush()
         stats = run.stats()
         assert (stats.reported_losses, stats.refused_reports) == (50, 0), "of the silent ones came nothing"
