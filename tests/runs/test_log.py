@@ -151,7 +151,7 @@ def facts(state: RunState) -> tuple[Any, ...]:
 def past_facts(log: RunLog, past: Past) -> tuple[Any, ...]:
     """Everything that `past` says; its history is what is stored as of then and what the state has not saved."""
     ids = np.arange(past.state.examples.size, dtype=np.int64)
-    counts, steps, values = log._history.read(ids, past.cut)
+    counts, steps, values = log._history.read(ids, log._checkpoints.newest_seq(past.cut))
     ends = np.cumsum(counts)
     rows = [
         list(zip(steps[end - n : end].tolist(), values[end - n : end].tolist(), strict=True))
