@@ -275,7 +275,7 @@ class Catalog:
     ) -> None:
         _check_name("run", new_name)
         of = self._row(name).dataset
-        with self._changes.of(("run", new_name), ("dataset", of)):
+        with self._changes.of(("run", name), ("run", new_name), ("dataset", of)):
             if new_name in self._rows:
                 raise Exists(f"run {new_name!r} exists already")
             dataset = self._dataset(of)

@@ -19,6 +19,7 @@ from steelyard_server.log import logger
 from steelyard_server.policies.policy import Policy
 from steelyard_server.runs.changes import outliving, policy_events
 from steelyard_server.runs.errors import Unavailable, Unready
+from steelyard_server.runs.holds import Holds
 from steelyard_server.runs.log import RunLog
 from steelyard_server.runs.state import RunState
 
@@ -73,6 +74,7 @@ class Journaled:
         self._last_checkpoint = clock()
         self._bytes_since_checkpoint = 0
         self._prune_wanted = False
+        self._holds = Holds()
         self._no_checkpoint_before = self._last_checkpoint
 
     # ---- reading ----
@@ -127,6 +129,10 @@ class Journaled:
                 f"{f', or that of a bookmark ({names}{more})' if held else ''}; got {step}"
             )
 
+    def hold_past(self) -> Callable[[], None]:
+        """What is durable now can be read on any thread, beside the run, until the answer is called."""
+        return self._holds.take()
+
     # ---- writing ----
 
     def write(self, events: Sequence[Event], then: Callable[[], None]) -> None:
@@ -159,7 +165,8 @@ class Journaled:
 
     def rewind(self, step: int, then: AttemptBegan, *, policy: Policy | None = None) -> None:
         """Takes the run back to `step` and goes on with `then`, and with `policy` where one is given, else with that
-        of then. All of it is durable, or nothing."""
+        of then. All of it is durable, or nothing. Waits for those who read what it undoes; Unavailable after 60 s."""
+        self._holds.await_none(self.name)
         self.settle()
         past = self.log.past(step)
         events: list[Event] = [*outliving(past.state, self.state()), then]
@@ -217,8 +224,11 @@ class Journaled:
             self.prune()
 
     def prune(self) -> None:
-        """Removes what retention no longer keeps. Reads every key of the run's checkpoints and history."""
-        self._prune_wanted = False
+        """Removes what retention no longer keeps, later where somebody reads it now. Reads every key of the run's
+        checkpoints and history."""
+        self._prune_wanted = bool(self._holds)
+        if self._prune_wanted:
+            return
         try:
             ops = self.log.prune(self.state())
         except RecordDamaged as damage:

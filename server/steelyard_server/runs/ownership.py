@@ -17,12 +17,11 @@ from steelyard_server.runs.audit import Unweighed
 from steelyard_server.runs.changes import changed_policy, policy_events
 from steelyard_server.runs.errors import Exists, Invalid, Missing, Superseded, Unready
 from steelyard_server.runs.journaled import Journaled
-from steelyard_server.runs.log import RunLog
 from steelyard_server.runs.messages import Slice
 from steelyard_server.runs.retention import Kept
 from steelyard_server.runs.serving import Serving
 from steelyard_server.runs.spec import RunSpec
-from steelyard_server.runs.state import HistoryEntry, RunState
+from steelyard_server.runs.state import HistoryEntry
 from steelyard_server.runs.stats import RunStats, stats_of
 from steelyard_server.runs.weighing import draw_weight
 
@@ -179,11 +178,11 @@ class Ownership:
         self._run.rewind(step, AttemptBegan("", 0, step))
         return self.info()
 
-    def fork(self, at: int | str, new: Callable[[RunState, RunLog, int], T]) -> T:
+    def hold(self, at: int | str) -> tuple[int, Callable[[], None]]:
+        """The step of `at`, which can be returned to on any thread, beside the run, until the answer is called."""
         step = self._step_of(at)
         self._run.settle()
-        past = self._run.log.past(step)
-        return new(past.state, self._run.log, past.cut)
+        return step, self._run.hold_past()
 
     def _check_ids(self, ids: Ids) -> None:
         size = self._run.state().examples.size

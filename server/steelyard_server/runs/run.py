@@ -142,8 +142,17 @@ class Run:
         return self._call(lambda: self._owner.rewind(to), _LONG_CALL_SECONDS)
 
     def fork(self, at: int | str, new: Callable[[RunState, RunLog, int], T]) -> T:
-        """Calls `new` with the state at `at`, this run's log and the record up to which its history counts."""
-        return self._call(lambda: self._owner.fork(at, new), _LONG_CALL_SECONDS)
+        """Calls `new` with the state at `at`, this run's log and the record up to which its history counts.
+
+        All of it on the caller's thread: the run goes on meanwhile.
+        """
+        step, let_go = self._call(lambda: self._owner.hold(at))
+        try:
+            log = self._open_log()
+            past = log.past(step)
+            return new(past.state, log, past.cut)
+        finally:
+            let_go()
 
     def reconcile(self) -> Future[None]:
         """Takes over what the dataset has become; durable when the future is done. A run that cannot now, does so
