@@ -35,9 +35,11 @@ def policy_events(state: RunState, policy: Policy, log: RunLog, seq: int | None)
     for derived in policy.draw.derived:
         if any(name not in state.examples.columns for name in derived.columns):
             for name, values in log.rebuilt_columns(derived, state, seq).items():
-                known = np.flatnonzero(~np.isnan(values))
-                if len(known):
-                    events.append(ColumnSet(name, known, values[known]))
+                # A count that was kept for another column is of more losses than the rest is folded from.
+                kept = state.examples.columns.get(name, values)
+                at = np.flatnonzero(~(np.isnan(values) & np.isnan(kept)))
+                if len(at):
+                    events.append(ColumnSet(name, at, values[at]))
     return events
 
 
