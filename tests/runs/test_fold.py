@@ -425,7 +425,11 @@ def test_the_same_events_give_the_same_bytes_in_another_process_with_another_has
     answers = {
         subprocess.run(
             [sys.executable, "-c", program, str(here)],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": hash_seed,
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            },
             capture_output=True,
             text=True,
             check=True,

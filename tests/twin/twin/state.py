@@ -144,7 +144,7 @@ class State:
         rule, served = self.rule_of(step), self.steps[step]
         if not weights.reads_losses(rule):
             return weights.by_probability(rule, served.probability, served.drawable)
-        if not served.closed or step < self.held:
+        if not served.closed:
             return [1.0] * self.batch_size
         return self.weights_by_losses(step)
 
