@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 import steelyard
 from steelyard.testing import server
@@ -37,9 +36,6 @@ def test_a_mean_in_place_of_a_count_is_that_of_the_losses_in_the_history(tmp_pat
         np.testing.assert_array_equal(run.column("mean_loss"), [5.0] * len(IDS))
 
 
-@pytest.mark.xfail(
-    reason="a checkpoint sorts the history by step, and without one it is longer than K", strict=True
-)
 def test_a_column_of_the_history_does_not_depend_on_when_checkpoints_were_made(tmp_path: Path) -> None:
     """The last two losses of each id count, in the order in which they were folded."""
     rebuilt = {}
@@ -69,7 +65,6 @@ def column_of_the_history(directory: Path, score: str, checkpoint: bool) -> floa
         return float(client.run("r").column(score)[0])
 
 
-@pytest.mark.xfail(reason="the columns are folded before the attempt closes the steps behind it", strict=True)
 def test_a_new_attempt_that_goes_back_knows_what_was_reported_of_steps_left_open(tmp_path: Path) -> None:
     with server(tmp_path) as client:
         run = shuffled(client)

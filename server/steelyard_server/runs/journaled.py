@@ -170,10 +170,14 @@ class Journaled:
         self.settle()
         past = self.log.past(step)
         events: list[Event] = [*outliving(past.state, self.state()), then]
-        if policy is not None and policy.canonical() != past.state.policy.canonical():
-            events += policy_events(past.state, policy, self.log, past.cut)
         for event in events:
             past.state.apply(event)
+        if policy is not None and policy.canonical() != past.state.policy.canonical():
+            # Behind the others: the attempt closes steps, whose reports the columns of the policy are folded from.
+            changes = policy_events(past.state, policy, self.log, past.cut)
+            for event in changes:
+                past.state.apply(event)
+            events += changes
         self._commit(self.log.rewind(past, events), frees=True)
         self._state = past.state
         self._on_replaced()

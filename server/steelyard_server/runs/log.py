@@ -225,12 +225,18 @@ class RunLog:
     def rebuilt_columns(self, derived: Derived, state: RunState, seq: int | None) -> dict[str, Float32s]:
         """The columns of `derived` folded from the last K losses of each example: those stored as of record `seq`
         (None: all) and those of `state` that no checkpoint has yet."""
-        size = state.examples.size
+        size, kept = state.examples.size, self._history.size
         columns = {name: np.full(size, np.nan, np.float32) for name in derived.columns}
-        if derived.signal == "loss":
-            for entry in [*self._stored_history(seq, size), *state.unsaved_history]:
-                finite = np.isfinite(entry.losses)
-                derived.fold(columns, entry.ids[finite], entry.losses[finite])
+        if derived.signal != "loss" or not kept:
+            return columns
+        unsaved = _joined(state.unsaved_history)
+        newer = np.bincount(unsaved.ids, minlength=size)
+        for entry, behind in [
+            *((page, newer) for page in self._stored_history(seq, size)),
+            (unsaved, newer * 0),
+        ]:
+            counts = np.isfinite(entry.losses) & (_from_end(entry.ids) + behind[entry.ids] < kept)
+            derived.fold(columns, entry.ids[counts], entry.losses[counts])
         return columns
 
     # ---- inside ----
@@ -283,14 +289,11 @@ class RunLog:
         return list(self._history.merge(seq, ids, steps, losses, since=since))
 
     def _stored_history(self, seq: int | None, size: int) -> Iterator[HistoryEntry]:
-        """The stored history, as entries that fold in its order: one per step of each page of ids."""
+        """The stored history, a page of ids at a time: of each id in the order in which it was folded."""
         for start in range(0, size, _IDS_PER_PAGE):
             ids = np.arange(start, min(start + _IDS_PER_PAGE, size), dtype=np.int64)
-            counts, steps, losses = self._history.read(ids, self._checkpoints.newest_seq(seq))
-            repeated = np.repeat(ids, counts)
-            for step in np.unique(steps):
-                at = np.flatnonzero(steps == step)
-                yield HistoryEntry(int(step), repeated[at], losses[at])
+            counts, _, losses = self._history.read(ids, self._checkpoints.newest_seq(seq))
+            yield HistoryEntry(0, np.repeat(ids, counts), losses)
 
 
 def _survives(event: Event, step: int) -> bool:
@@ -308,6 +311,22 @@ def _survives(event: Event, step: int) -> bool:
             return at is None or at <= step
         case _:
             return False
+
+
+def _joined(entries: Sequence[HistoryEntry]) -> HistoryEntry:
+    ids = [np.empty(0, np.int64), *(entry.ids for entry in entries)]
+    losses = [np.empty(0, np.float32), *(entry.losses for entry in entries)]
+    return HistoryEntry(0, np.concatenate(ids), np.concatenate(losses))
+
+
+def _from_end(ids: Ids) -> npt.NDArray[np.int64]:
+    """How often the id of each position stands behind it."""
+    order = np.argsort(ids, kind="stable")
+    ranked = ids[order]
+    last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)) if len(ids) else order
+    behind = np.empty(len(ids), np.int64)
+    behind[order] = np.repeat(last, np.diff(last, prepend=-1)) - np.arange(len(ids))
+    return behind
 
 
 def _split_rows(

@@ -52,6 +52,8 @@ class Ownership:
         return stats_of(self._run.state(), self._serving.tally, len(self._serving.ranks), self._run.log)
 
     def info(self) -> RunInfo:
+        """As of what is durable: a trainer that keeps a step relies on it."""
+        self._run.settle()
         state = self._run.state()
         return RunInfo(
             state.spec,
