@@ -37,9 +37,10 @@ class EventServiceStub:
     """The journal in order, from the draw of one step to the draw of another. Idempotent; what was undone by going back
     is not in it. It ends with the last event that was durable when the call came; it does not follow the run.
 
-    INVALID_ARGUMENT: from_step above to_step. NOT_FOUND: no such run. FAILED_PRECONDITION: from_step is no longer
-    retained, or not drawn yet (the message names the steps that are). DATA_LOSS: a record fails its check; the events
-    before it were right. ABORTED: the run went back, or its journal was pruned, while it was read; ask again.
+    INVALID_ARGUMENT: from_step above to_step. NOT_FOUND: no such run. FAILED_PRECONDITION: from_step is not drawn yet,
+    or something between the two is no longer retained (the message names the steps that are). DATA_LOSS: a record
+    fails its check; the events before it were right. ABORTED: the run went back, or its journal was pruned, while it
+    was read; ask again.
     """
 
 @_typing.type_check_only
@@ -51,9 +52,10 @@ class EventServiceAsyncStub(EventServiceStub):
     """The journal in order, from the draw of one step to the draw of another. Idempotent; what was undone by going back
     is not in it. It ends with the last event that was durable when the call came; it does not follow the run.
 
-    INVALID_ARGUMENT: from_step above to_step. NOT_FOUND: no such run. FAILED_PRECONDITION: from_step is no longer
-    retained, or not drawn yet (the message names the steps that are). DATA_LOSS: a record fails its check; the events
-    before it were right. ABORTED: the run went back, or its journal was pruned, while it was read; ask again.
+    INVALID_ARGUMENT: from_step above to_step. NOT_FOUND: no such run. FAILED_PRECONDITION: from_step is not drawn yet,
+    or something between the two is no longer retained (the message names the steps that are). DATA_LOSS: a record
+    fails its check; the events before it were right. ABORTED: the run went back, or its journal was pruned, while it
+    was read; ask again.
     """
 
 class EventServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -68,9 +70,10 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         """The journal in order, from the draw of one step to the draw of another. Idempotent; what was undone by going back
         is not in it. It ends with the last event that was durable when the call came; it does not follow the run.
 
-        INVALID_ARGUMENT: from_step above to_step. NOT_FOUND: no such run. FAILED_PRECONDITION: from_step is no longer
-        retained, or not drawn yet (the message names the steps that are). DATA_LOSS: a record fails its check; the events
-        before it were right. ABORTED: the run went back, or its journal was pruned, while it was read; ask again.
+        INVALID_ARGUMENT: from_step above to_step. NOT_FOUND: no such run. FAILED_PRECONDITION: from_step is not drawn yet,
+        or something between the two is no longer retained (the message names the steps that are). DATA_LOSS: a record
+        fails its check; the events before it were right. ABORTED: the run went back, or its journal was pruned, while it
+        was read; ask again.
         """
 
 def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -142,7 +142,7 @@ class RunServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetRun(self, request, context):
-        """Idempotent, retriable.
+        """As of what is durable. Idempotent, retriable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -247,7 +247,8 @@ class RunServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetBatch(self, request, context):
-        """What was served at a retained step. Idempotent, retriable. NOT_FOUND: not drawn yet, or no longer retained.
+        """What was served at a retained step. Idempotent, retriable. NOT_FOUND: not drawn yet, no longer retained (or not the
+        reports that weigh it), or a step of the run that this one was forked from.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

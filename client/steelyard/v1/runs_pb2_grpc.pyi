@@ -46,7 +46,7 @@ class RunServiceStub:
     NOT_FOUND: no such dataset.
     """
     GetRun: _grpc.UnaryUnaryMultiCallable[_runs_pb2.GetRunRequest, _runs_pb2.GetRunResponse]
-    """Idempotent, retriable."""
+    """As of what is durable. Idempotent, retriable."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_runs_pb2.ListRunsRequest, _runs_pb2.ListRunsResponse]
     """Idempotent, retriable. Sorted by name. A run whose records are damaged is listed as it was created; GetRun says
     DATA_LOSS and where.
@@ -95,7 +95,9 @@ class RunServiceStub:
     run serves `step` first. ALREADY_EXISTS: the name is taken. FAILED_PRECONDITION as for Rewind.
     """
     GetBatch: _grpc.UnaryUnaryMultiCallable[_runs_pb2.GetBatchRequest, _runs_pb2.GetBatchResponse]
-    """What was served at a retained step. Idempotent, retriable. NOT_FOUND: not drawn yet, or no longer retained."""
+    """What was served at a retained step. Idempotent, retriable. NOT_FOUND: not drawn yet, no longer retained (or not the
+    reports that weigh it), or a step of the run that this one was forked from.
+    """
     GetRetention: _grpc.UnaryUnaryMultiCallable[_runs_pb2.GetRetentionRequest, _runs_pb2.GetRetentionResponse]
     """What is kept of the run's past, why, and what it costs. Idempotent, retriable. Reads the sizes of the run's records:
     about a microsecond for each.
@@ -119,7 +121,7 @@ class RunServiceAsyncStub(RunServiceStub):
     NOT_FOUND: no such dataset.
     """
     GetRun: _aio.UnaryUnaryMultiCallable[_runs_pb2.GetRunRequest, _runs_pb2.GetRunResponse]  # type: ignore[assignment]
-    """Idempotent, retriable."""
+    """As of what is durable. Idempotent, retriable."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_runs_pb2.ListRunsRequest, _runs_pb2.ListRunsResponse]  # type: ignore[assignment]
     """Idempotent, retriable. Sorted by name. A run whose records are damaged is listed as it was created; GetRun says
     DATA_LOSS and where.
@@ -168,7 +170,9 @@ class RunServiceAsyncStub(RunServiceStub):
     run serves `step` first. ALREADY_EXISTS: the name is taken. FAILED_PRECONDITION as for Rewind.
     """
     GetBatch: _aio.UnaryUnaryMultiCallable[_runs_pb2.GetBatchRequest, _runs_pb2.GetBatchResponse]  # type: ignore[assignment]
-    """What was served at a retained step. Idempotent, retriable. NOT_FOUND: not drawn yet, or no longer retained."""
+    """What was served at a retained step. Idempotent, retriable. NOT_FOUND: not drawn yet, no longer retained (or not the
+    reports that weigh it), or a step of the run that this one was forked from.
+    """
     GetRetention: _aio.UnaryUnaryMultiCallable[_runs_pb2.GetRetentionRequest, _runs_pb2.GetRetentionResponse]  # type: ignore[assignment]
     """What is kept of the run's past, why, and what it costs. Idempotent, retriable. Reads the sizes of the run's records:
     about a microsecond for each.
@@ -201,7 +205,7 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _runs_pb2.GetRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runs_pb2.GetRunResponse, _abc.Awaitable[_runs_pb2.GetRunResponse]]:
-        """Idempotent, retriable."""
+        """As of what is durable. Idempotent, retriable."""
 
     @_abc_1.abstractmethod
     def ListRuns(
@@ -328,7 +332,9 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _runs_pb2.GetBatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runs_pb2.GetBatchResponse, _abc.Awaitable[_runs_pb2.GetBatchResponse]]:
-        """What was served at a retained step. Idempotent, retriable. NOT_FOUND: not drawn yet, or no longer retained."""
+        """What was served at a retained step. Idempotent, retriable. NOT_FOUND: not drawn yet, no longer retained (or not the
+        reports that weigh it), or a step of the run that this one was forked from.
+        """
 
     @_abc_1.abstractmethod
     def GetRetention(

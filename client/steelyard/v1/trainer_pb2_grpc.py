@@ -57,7 +57,8 @@ class TrainerServiceServicer(object):
         ALREADY_EXISTS       the rank is held by another live session (the message names it);
         FAILED_PRECONDITION  world size or dataset fingerprint differ from the run's, or start_step is ahead of the run
         or no longer retained;
-        ABORTED              a newer attempt has begun, or the run was rewound: this trainer must stop;
+        ABORTED              a newer attempt has begun, the run was rewound, or a newer process of this rank took its
+        place while this one was silent: this trainer must stop;
         DATA_LOSS            a stored record that the run needs fails its checksum;
         UNAVAILABLE          the server drains or cannot write: join again with backoff.
 

@@ -44,7 +44,8 @@ class TrainerServiceStub:
       ALREADY_EXISTS       the rank is held by another live session (the message names it);
       FAILED_PRECONDITION  world size or dataset fingerprint differ from the run's, or start_step is ahead of the run
                            or no longer retained;
-      ABORTED              a newer attempt has begun, or the run was rewound: this trainer must stop;
+      ABORTED              a newer attempt has begun, the run was rewound, or a newer process of this rank took its
+                           place while this one was silent: this trainer must stop;
       DATA_LOSS            a stored record that the run needs fails its checksum;
       UNAVAILABLE          the server drains or cannot write: join again with backoff.
 
@@ -67,7 +68,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
       ALREADY_EXISTS       the rank is held by another live session (the message names it);
       FAILED_PRECONDITION  world size or dataset fingerprint differ from the run's, or start_step is ahead of the run
                            or no longer retained;
-      ABORTED              a newer attempt has begun, or the run was rewound: this trainer must stop;
+      ABORTED              a newer attempt has begun, the run was rewound, or a newer process of this rank took its
+                           place while this one was silent: this trainer must stop;
       DATA_LOSS            a stored record that the run needs fails its checksum;
       UNAVAILABLE          the server drains or cannot write: join again with backoff.
 
@@ -93,7 +95,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
           ALREADY_EXISTS       the rank is held by another live session (the message names it);
           FAILED_PRECONDITION  world size or dataset fingerprint differ from the run's, or start_step is ahead of the run
                                or no longer retained;
-          ABORTED              a newer attempt has begun, or the run was rewound: this trainer must stop;
+          ABORTED              a newer attempt has begun, the run was rewound, or a newer process of this rank took its
+                               place while this one was silent: this trainer must stop;
           DATA_LOSS            a stored record that the run needs fails its checksum;
           UNAVAILABLE          the server drains or cannot write: join again with backoff.
 
