@@ -105,7 +105,7 @@ specifications = st.fixed_dictionaries(
 )
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Member:
     """A live session, and what it was handed."""
 
@@ -115,6 +115,9 @@ class Member:
     batches: dict[int, steelyard.Batch] = dataclasses.field(default_factory=dict)
     owed: set[int] = dataclasses.field(default_factory=set)
     """Steps that were handed out and not reported as a whole."""
+
+    def __repr__(self) -> str:
+        return f"rank {self.seat.rank} of {self.seat.world_size}"
 
 
 @dataclasses.dataclass(eq=False)
@@ -128,7 +131,7 @@ class Asked:
     pending: Any
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Driven:
     """A run of the server, its twin and its trainers."""
 
@@ -148,6 +151,9 @@ class Driven:
     @property
     def name(self) -> str:
         return self.handle.name
+
+    def __repr__(self) -> str:
+        return self.name
 
     def do(self, operation: op.Operation) -> None:
         self.story.append(f"{self.name}: {operation}")
