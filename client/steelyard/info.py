@@ -72,6 +72,7 @@ class Stats:
     folded_steps: int
     """Steps whose reports the next draw has folded."""
     state_version: int
+    """That of the next batch."""
     staleness: Staleness
     """Steps of reports that a draw may lack: with k, the draw of step t has folded those of the steps below t - k."""
     served_ids: int

@@ -114,6 +114,9 @@ class RunState:
 
     @property
     def state_version(self) -> int:
+        """How much the next draw knows. One that reads no reports does not depend on when they come, nor does this."""
+        if not self.reads_reports:
+            return 0
         return self.folded_reports if self.spec.staleness == "any" else self.folded_steps
 
     def awaited_step(self) -> int | None:

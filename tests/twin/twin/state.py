@@ -117,6 +117,8 @@ class State:
 
     @property
     def version(self) -> int:
+        if not self.reads_reports:
+            return 0
         return self.folds if self.staleness == "any" else self.folded_steps
 
     @property
