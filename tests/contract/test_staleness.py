@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import steelyard
-from steelyard.testing import ServerProcess
+from steelyard.testing import ServerProcess, server
 
 SCORED = {"draw": {"method": "scored", "score": "last_loss", "floor": 0.1}}
 
@@ -177,3 +177,21 @@ def test_each_way_out_leads_out_of_a_loader(beside, staleness, workers, factor):
         for ids in loader:
             sampler.update(torch.ones(10), ids=ids)
         assert sampler.step == 6
+
+
+def test_a_report_that_comes_late_weighs_nothing_whatever_the_rule(tmp_path):
+    with server(tmp_path / "s") as client:
+        client.create_dataset("d", 40)
+        for name, weigh in (("drawn", {"method": "importance"}), ("losses", {"method": "linupper"})):
+            draw = {"method": "scored"} if name == "drawn" else {"method": "shuffle"}
+            run = client.create_run(
+                name, dataset="d", batch_size=4, draw=draw, weigh={**weigh, "where": "server"}
+            )
+            with run.join() as session:
+                batch = session.next()
+                session.report_raw(batch, [1.0], offset=0)
+                session.flush()
+                run.close_step(batch.step)
+                weights = session.report_raw(batch, [1.0, 2.0, 3.0, 4.0], want_weights=True).result()
+                assert weights.tolist() == [0.0] * 4, name
+                assert session.late_reports == 1

@@ -286,7 +286,9 @@ class Serving:
             self.tally[disposition.name.lower()] += 1
         # Also what changes nothing is answered in turn: the report that it repeats must be durable first.
         self._run.write(events, lambda: outbox.send(answer))
-        if report.want_weights and report.step in self._run.state().steps:
+        # The client knows that a late report weighs nothing.
+        asks = report.want_weights and disposition is not Disposition.LATE
+        if asks and report.step in self._run.state().steps:
             self.weights.ask(report.step, report.offset, report.count, outbox)
         self.send_weights(report.step)
         self.pump()
