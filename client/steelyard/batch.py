@@ -25,8 +25,8 @@ class Batch:
     """float32[n]: what the loss is multiplied by so that the mean over the global batch is the objective, as far as
     that follows from the draw alone. 1 under a rule that reads losses, whose weights are the answer to report()."""
     state_version: int
-    """How much the draw knew: how many steps' reports it had folded, or, under staleness "any", how many reports. 0 where
-    the draw reads none."""
+    """How much the draw knew: how many steps' reports it had folded, or, under staleness "any", how many reports. 0
+    where the draw reads none."""
     offset: int
     """Position of the slice in the global batch."""
     batch_size: int

@@ -1,4 +1,4 @@
-"""A disk that stands still for longer than anybody waits: what was given up may still become durable, and then counts."""
+"""A disk that stands still for longer than anybody waits: what was given up may become durable yet, and then counts."""
 
 from __future__ import annotations
 
