@@ -42,7 +42,7 @@ def run(block, names):
 
 
 def test_the_code_of_the_readme_runs_as_printed(names):
-    trainer, session, scored = BLOCKS
+    trainer, session, scored, afterwards = BLOCKS
     run(trainer, names)
     assert names["checkpoint"]["sampler"]["step"] == 5
     run(trainer, {**names, "resuming": True})
@@ -51,3 +51,7 @@ def test_the_code_of_the_readme_runs_as_printed(names):
     assert names["weights"].shape == (256,)
     run(scored, names)
     assert names["run"].info().draw["sampling"] == "distinct"
+    names["run"] = names["client"].run("gpt-a")
+    run(afterwards.replace("1234", "3").replace("1000, 1010", "1, 4").replace("step=5000", "step=3"), names)
+    assert names["event"].record < names["run"].stats().journal_records
+    assert names["other"].info().parent == "gpt-a"
