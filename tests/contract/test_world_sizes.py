@@ -336,6 +336,8 @@ def test_a_late_report_changes_nothing_and_its_absence_only_what_would_have_read
         two.flush()
         assert two.late_reports == 1
         assert run.history(batches[1].ids) == before
+    for session in (one, two):
+        session.flush()
     assert run.stats().reported_losses == 120 - len(batches[1])
     lab.leave([one, two])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import warnings
@@ -28,6 +29,7 @@ from steelyard_server.history.store import (
     StoreTooNew,
     Table,
 )
+from steelyard_server.history.tail import Tail
 
 META = Table.META
 
@@ -320,3 +322,33 @@ def test_a_fence_of_another_generation_refuses_the_whole_write(store: Store) -> 
     assert store.get(META, b"k") is None
     store.commit([Fence(store.generation), Put(META, b"k", b"v")])
     assert store.get(META, b"k") == b"v"
+
+
+def test_what_a_torn_tail_holds_is_never_taken_for_what_is_written_after_it(tmp_path: Path) -> None:
+    """Power goes twice: what lies behind a torn record of the first time must not follow a whole one of the second."""
+    path = tmp_path / "s"
+    puts = [[Put(Table.META, b"k%d" % number, b"first")] for number in range(2)]
+    with contextlib.closing(Store.open(path)):
+        pass
+    tail = Tail(path / "tail")
+    tail.append(1, puts)
+    tail.close()
+    torn = bytearray((path / "tail").read_bytes())
+    torn[len(torn) // 2 - 1] ^= 1
+    (path / "tail").write_bytes(torn)
+    with contextlib.closing(Store.open(path)) as store:
+        assert [store.get(Table.META, b"k%d" % number) for number in range(2)] == [None, None]
+    tail = Tail(path / "tail")
+    epoch = _epoch_to_come(path)
+    tail.append(epoch, [[Put(Table.META, b"k0", b"again")]])
+    tail.close()
+    half = (path / "tail").read_bytes()
+    assert len(half) == len(torn) // 2
+    (path / "tail").write_bytes(half + torn[len(half) :])
+    with contextlib.closing(Store.open(path)) as store:
+        assert [store.get(Table.META, b"k%d" % number) for number in range(2)] == [b"again", None]
+
+
+def _epoch_to_come(path: Path) -> int:
+    with contextlib.closing(Store.open(path)) as store:
+        return store._pending.epoch

@@ -28,6 +28,21 @@ def test_records_of_another_epoch_are_left_out(tmp_path: Path) -> None:
     assert tail.read(6) == []
 
 
+def test_a_record_behind_one_that_never_reached_the_disk_is_left_out(tmp_path: Path) -> None:
+    """A power cut: emptying the file and the first write behind that are lost, the second write is not."""
+    path = tmp_path / "tail"
+    tail = Tail(path)
+    tail.append(4, [WRITES[0]])
+    old = path.read_bytes()
+    tail.append(4, [WRITES[0]])
+    tail.clear()
+    tail.append(5, [WRITES[0]])
+    tail.append(5, [WRITES[1]])
+    new = path.read_bytes()
+    path.write_bytes(old + new[len(old) :])
+    assert Tail(path).read(5) == []
+
+
 @pytest.mark.parametrize("cut", [1, 5, 9, 30])
 def test_a_torn_end_loses_only_the_record_that_it_tears(tmp_path: Path, cut: int) -> None:
     tail = Tail(tmp_path / "tail")

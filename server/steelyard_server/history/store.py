@@ -685,7 +685,7 @@ class Store:
 
     def _flush(self) -> None:
         """Commits what the tail holds, then empties it."""
-        if self._pending.puts:
+        if self._pending.puts or self._tail.spoilt:
             epoch = Put(Table.META, _EPOCH, u64(self._pending.epoch))
             self._transact([*self._pending.puts, epoch], self._pending.size)
             self._forget_pending(self._pending.epoch)
