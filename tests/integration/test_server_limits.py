@@ -1,5 +1,6 @@
 """What a server takes on: runs, datasets, examples and bytes; and what a full store does to trainers."""
 
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -174,12 +175,12 @@ class Trainer(threading.Thread):
     def __init__(self, run, **join):
         super().__init__(daemon=True)
         self.run_, self.join_ = run, {"prefetch": 2, "timeout": 120, **join}
-        self.served, self.error, self.over = [], None, threading.Event()
+        self.served, self.error, self.over, self.most = [], None, threading.Event(), math.inf
 
     def run(self):
         try:
             with self.run_.join(**self.join_) as session:
-                while not self.over.is_set():
+                while not self.over.is_set() and len(self.served) < self.most:
                     batch = session.next()
                     session.report(batch, loss(batch.ids, batch.step))
                     self.served.append(batch.ids.tolist())
@@ -221,6 +222,8 @@ def test_trainers_wait_for_room_and_go_on_by_themselves(tmp_path, eventually, du
             runs[0].join(rank=0, attempt="impatient", timeout=3)
         assert [one.name for one in client.list_runs()] == ["a", "b"]
         seen = [len(one.served) for one in trainers]
+        for one, before in zip(trainers, seen, strict=True):
+            one.most = before + 10  # so that the first to come leaves room for the other
         if way == "run":
             client.delete_dataset("ballast")
         else:

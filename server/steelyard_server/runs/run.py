@@ -13,7 +13,9 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from steelyard_server.core.events import Event, Float32s, Ids
+from steelyard_server.history.errors import StoreError
 from steelyard_server.history.store import Store
+from steelyard_server.log import logger
 from steelyard_server.runs.errors import Missing, Superseded, Unavailable, Unready
 from steelyard_server.runs.journaled import CheckpointRule, Journaled
 from steelyard_server.runs.log import RunLog
@@ -27,6 +29,8 @@ from steelyard_server.runs.state import RunState
 from steelyard_server.runs.stats import RunStats
 
 T = TypeVar("T")
+
+_log = logger(__name__)
 
 _CALL_SECONDS = 30.0
 _TRIES = 3
@@ -207,8 +211,12 @@ class Run:
         if not self._run.loaded:
             self._run.load()
             return
-        self._serving.close_overdue()
-        self._run.checkpoint_if_due()
+        try:
+            self._serving.close_overdue()
+            self._run.checkpoint_if_due()
+        except StoreError as error:
+            # The run is read again by whoever asks next, and then tries again.
+            _log.warning("tick_failed", run=self._name, error=str(error))
 
     def _drain(self) -> None:
         self._serving.draining = True
