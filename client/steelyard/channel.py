@@ -84,7 +84,7 @@ def check_address(address: str) -> str:
     if address.startswith("unix:") and len(address) > len("unix:"):
         return address
     host, colon, port = address.rpartition(":")
-    if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+    if "/" in host or not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
         raise InvalidArgument(
             f"address: expected HOST:PORT with a port from 1 to 65535, or unix:PATH; got {address!r}"
         )

@@ -101,11 +101,12 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class BookmarkCost:
-    """A bookmark and what is kept for it alone."""
+    """A bookmark and what it adds to what is kept."""
 
     step: int
     journal_bytes: int
-    """Kept for this bookmark and others of the same step only; 0 where the step is among the last retain_steps."""
+    """Kept for bookmarks of this step and for none of an earlier one, so that those of all steps add up. 0 where all of
+    that is kept anyway: the step is among the last retain_steps, or nothing was pruned yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,7 +235,8 @@ class Run:
         self._transport.call(self._transport.runs.DeleteBookmark, request, purpose)
 
     def rewind(self, to: int | str) -> RunInfo:
-        """Takes the run back to a step or a bookmark: what was drawn or reported from there on is undone.
+        """Takes the run back to a step or a bookmark: what was drawn or reported from there on is undone, and the
+        bookmarks of later steps go with what they named. To keep all that, fork instead.
 
         Its sessions end with Aborted. FailedPrecondition: a step that is ahead of the run or no longer retained.
         """
@@ -294,7 +295,8 @@ class Run:
     ) -> Session:
         """Joins the run as rank `rank` of `world_size` trainers, to be served its slice of every batch.
 
-        `start_step`: the step to go on from, the first that is not closed by default. `attempt`: the token that all
+        `start_step`: the step to go on from, the first that is not closed by default; what the run has from there on is
+        undone, as rewind() does. `attempt`: the token that all
         ranks of this launch share; steelyard.attempt says where it comes from by default. `replica`: tells processes
         apart that share one rank's slice; all of them are served the same. `reports`: whether this process makes the
         slice's reports, by default replica 0 does. One that does not, is not told when a draw needs them; it waits for

@@ -177,3 +177,19 @@ def test_a_served_directory_is_refused_to_a_second_server(client: steelyard.Clie
         assert done.returncode == 1
         assert str(first.pid) in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
+
+
+def test_delete_asks_and_takes_what_it_is_told(client: steelyard.Client) -> None:
+    client.create_dataset("spare", size=4)
+    run = client.create_run("spare", dataset="spare", batch_size=2)
+    run.bookmark("here", 0)
+    assert steelyard_at(client, "delete", "spare").returncode == 1, "nobody has said yes"
+    assert (
+        printed(client, "delete", "spare", "--bookmark", "here", "--yes")
+        == "deleted bookmark here of run spare\n"
+    )
+    assert run.info().bookmarks == {}
+    assert steelyard_at(client, "delete", "--dataset", "spare", "--yes").returncode == 1, "a run is on it"
+    assert printed(client, "delete", "spare", "--yes") == "deleted run spare\n"
+    assert printed(client, "delete", "--dataset", "spare", "--yes") == "deleted dataset spare\n"
+    assert steelyard_at(client, "delete", "--yes").returncode == 2

@@ -49,10 +49,8 @@ def test_bookmarks_outlive_what_lies_between_them_and_say_what_they_cost(tmp_pat
         served += train(run, 35)
         assert run.bookmark("forty") == 40
         before = run.retention()
-        assert {name: (one.step, one.journal_bytes) for name, one in before.bookmarks.items()} == {
-            "five": (5, 0),
-            "forty": (40, 0),
-        }
+        assert {name: one.step for name, one in before.bookmarks.items()} == {"five": 5, "forty": 40}
+        assert before.bookmarks["forty"].journal_bytes == 0, "among the last twenty"
         assert (before.oldest_step, before.journal_bytes) == (0, run.stats().journal_bytes)
         for _ in range(6):
             served += train(run, 60)

@@ -71,13 +71,13 @@ def test_what_is_whole_stays_whole_where_a_run_went_back_and_the_floor_with_it()
     assert wanted.checkpoints == [10, 40, 60]
 
 
-def test_what_several_bookmarks_hold_is_the_cost_of_none_of_them() -> None:
+def test_what_several_bookmarks_hold_is_the_cost_of_the_first() -> None:
     checkpoints = [(10, 10), (20, 20), (40, 40), (60, 60)]
     own = kept(checkpoints, 0, 60, [12, 21, 23, 57]).own()
-    assert own == {12: (10, 17), 21: (20, 20), 23: (26, 28), 57: (40, 60)}
+    assert own == {12: (10, 17), 21: (20, 26), 23: (26, 28), 57: (40, 60)}
 
 
-def test_side_by_side_bookmarks_share_all_but_the_ends() -> None:
+def test_side_by_side_bookmarks_add_their_ends_alone() -> None:
     own = kept([(10, 10), (60, 60)], 0, 60, [20, 21, 22]).own()
     spans = {step: max(0, stop - first) for step, (first, stop) in own.items()}
-    assert spans == {20: 0, 21: 0, 22: 1}
+    assert spans == {20: 15, 21: 1, 22: 1}

@@ -301,3 +301,19 @@ def test_a_state_loaded_after_much_more_training_gives_the_batches_and_columns_o
         with one.join(prefetch=1) as session:
             session.next()
     np.testing.assert_array_equal(run.column("last_loss"), twin.column("last_loss"))
+
+
+def test_a_fork_goes_on_from_its_parents_state_where_it_was_forked(examples, run):
+    with BatchSampler(run) as sampler:
+        batches = iter(DataLoader(examples, batch_sampler=sampler))
+        train(sampler, batches, 3)
+        state = sampler.state_dict()
+        expected = train(sampler, batches, 4)
+    fork = run.fork(f"{run.name}-fork", step=3)
+    with BatchSampler(fork) as sampler:
+        sampler.load_state_dict(state)
+        assert train(sampler, iter(DataLoader(examples, batch_sampler=sampler)), 4) == expected
+        with pytest.raises(
+            InvalidArgument, match="A fork goes on from its parent's state where it was forked"
+        ):
+            sampler.load_state_dict({**state, "step": 4})

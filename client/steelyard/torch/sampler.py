@@ -197,7 +197,8 @@ class BatchSampler(Sampler[list[int]]):
         """Goes on from a state: the next iteration joins at its step, as a new attempt, which undoes what the run
         served and was reported from there on. Any number of ranks may load it; all of them must, equally often.
 
-        An iteration that is under way ends with FailedPrecondition. InvalidArgument: not a state, or another run's.
+        An iteration that is under way ends with FailedPrecondition. A fork goes on from its parent's state where it was
+        forked at that very step. InvalidArgument: not a state, or another run's.
         """
         self._check_usable()
         self._go_on_from(state, None)
@@ -304,7 +305,7 @@ class BatchSampler(Sampler[list[int]]):
         self._kept.add(step)
 
     def _go_on_from(self, state: Mapping[str, Any], iteration: Iteration | None) -> None:
-        step = step_of(state, self._run.name)
+        step = step_of(state, self._run)
         self._give_up_seat()
         self._iteration = iteration
         self._start_step = step

@@ -7,6 +7,7 @@ from typing import Any
 
 from steelyard.arguments import whole
 from steelyard.errors import InvalidArgument
+from steelyard.run import Run
 
 _VERSION = 1
 
@@ -19,8 +20,10 @@ def to_state(run: str, step: int, end: int | None = None) -> dict[str, Any]:
     return state if end is None else {**state, "end": end}
 
 
-def step_of(state: Mapping[str, Any], run: str) -> int:
-    """The step to go on from. InvalidArgument: not a state, of a newer version, or of another run than `run`."""
+def step_of(state: Mapping[str, Any], run: Run) -> int:
+    """The step to go on from. InvalidArgument: not a state, of a newer version, or of another run than `run` and the
+    one that it was forked from at that step.
+    """
     if not isinstance(state, Mapping) or not {"version", "run", "step"} <= state.keys():
         raise InvalidArgument(
             f"state: expected what state_dict() returned (version, run, step), got {state!r}"
@@ -29,11 +32,19 @@ def step_of(state: Mapping[str, Any], run: str) -> int:
         raise InvalidArgument(
             f"state: expected version {_VERSION}, which this release of steelyard knows; got {state['version']!r}"
         )
-    if state["run"] != run:
+    step = whole("state: step", state["step"])
+    if state["run"] != run.name and not _was_forked(run, state["run"], step):
         raise InvalidArgument(
-            f"state: expected one of run {run!r}, which this sampler serves; got one of run {state['run']!r}"
+            f"state: expected one of run {run.name!r}, which this sampler serves; got one of run {state['run']!r}. A "
+            "fork goes on from its parent's state where it was forked at that very step; otherwise make the sampler "
+            "without a state"
         )
-    return whole("state: step", state["step"])
+    return step
+
+
+def _was_forked(run: Run, parent: Any, step: int) -> bool:
+    info = run.info()
+    return (info.parent, info.parent_step) == (parent, step)
 
 
 def end_of(state: Mapping[str, Any]) -> int | None:

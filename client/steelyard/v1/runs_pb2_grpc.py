@@ -229,8 +229,8 @@ class RunServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Rewind(self, request, context):
-        """Takes the run back to `step`: what was drawn or reported for that step and later ones is undone, and so is a policy
-        that was changed since. Ends the streams of the run with ABORTED, and its attempt: trainers join with a new one.
+        """Takes the run back to `step`: what was drawn or reported for that step and later ones is undone, and so are a policy
+        that was changed since and bookmarks of later steps; to keep those, fork. Ends the streams of the run with ABORTED, and its attempt: trainers join with a new one.
         Growth and retirements of the dataset are not undone; they take effect at `step`.
         Idempotent. FAILED_PRECONDITION: the step is ahead of the run or no longer retained.
         """

@@ -85,8 +85,8 @@ class RunServiceStub:
     DeleteBookmark: _grpc.UnaryUnaryMultiCallable[_runs_pb2.DeleteBookmarkRequest, _runs_pb2.DeleteBookmarkResponse]
     """Idempotent: deleting what is not there succeeds."""
     Rewind: _grpc.UnaryUnaryMultiCallable[_runs_pb2.RewindRequest, _runs_pb2.RewindResponse]
-    """Takes the run back to `step`: what was drawn or reported for that step and later ones is undone, and so is a policy
-    that was changed since. Ends the streams of the run with ABORTED, and its attempt: trainers join with a new one.
+    """Takes the run back to `step`: what was drawn or reported for that step and later ones is undone, and so are a policy
+    that was changed since and bookmarks of later steps; to keep those, fork. Ends the streams of the run with ABORTED, and its attempt: trainers join with a new one.
     Growth and retirements of the dataset are not undone; they take effect at `step`.
     Idempotent. FAILED_PRECONDITION: the step is ahead of the run or no longer retained.
     """
@@ -160,8 +160,8 @@ class RunServiceAsyncStub(RunServiceStub):
     DeleteBookmark: _aio.UnaryUnaryMultiCallable[_runs_pb2.DeleteBookmarkRequest, _runs_pb2.DeleteBookmarkResponse]  # type: ignore[assignment]
     """Idempotent: deleting what is not there succeeds."""
     Rewind: _aio.UnaryUnaryMultiCallable[_runs_pb2.RewindRequest, _runs_pb2.RewindResponse]  # type: ignore[assignment]
-    """Takes the run back to `step`: what was drawn or reported for that step and later ones is undone, and so is a policy
-    that was changed since. Ends the streams of the run with ABORTED, and its attempt: trainers join with a new one.
+    """Takes the run back to `step`: what was drawn or reported for that step and later ones is undone, and so are a policy
+    that was changed since and bookmarks of later steps; to keep those, fork. Ends the streams of the run with ABORTED, and its attempt: trainers join with a new one.
     Growth and retirements of the dataset are not undone; they take effect at `step`.
     Idempotent. FAILED_PRECONDITION: the step is ahead of the run or no longer retained.
     """
@@ -310,8 +310,8 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _runs_pb2.RewindRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runs_pb2.RewindResponse, _abc.Awaitable[_runs_pb2.RewindResponse]]:
-        """Takes the run back to `step`: what was drawn or reported for that step and later ones is undone, and so is a policy
-        that was changed since. Ends the streams of the run with ABORTED, and its attempt: trainers join with a new one.
+        """Takes the run back to `step`: what was drawn or reported for that step and later ones is undone, and so are a policy
+        that was changed since and bookmarks of later steps; to keep those, fork. Ends the streams of the run with ABORTED, and its attempt: trainers join with a new one.
         Growth and retirements of the dataset are not undone; they take effect at `step`.
         Idempotent. FAILED_PRECONDITION: the step is ahead of the run or no longer retained.
         """

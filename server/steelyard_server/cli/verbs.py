@@ -8,6 +8,7 @@ import typer
 from steelyard_server.cli import (
     batch,
     bookmark,
+    delete,
     events,
     fork,
     history,
@@ -56,5 +57,6 @@ for verb in (
     bookmark.bookmark,
     rewind.rewind,
     fork.fork,
+    delete.delete,
 ):
     cli.command()(verb)

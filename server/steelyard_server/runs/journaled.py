@@ -169,6 +169,7 @@ class Journaled:
         self._holds.await_none(self.name)
         self.settle()
         past = self.log.past(step)
+        gone = sorted(name for name, at in self.state().bookmarks.items() if at > step)
         events: list[Event] = [*outliving(past.state, self.state()), then]
         for event in events:
             past.state.apply(event)
@@ -182,7 +183,7 @@ class Journaled:
         self._state = past.state
         self._on_replaced()
         self.take_news()
-        _log.info("run_rewound", run=self.name, step=step)
+        _log.info("run_rewound", run=self.name, step=step, bookmarks_undone=gone)
 
     def checkpoint(self) -> None:
         state = self.state()

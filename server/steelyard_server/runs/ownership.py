@@ -112,7 +112,11 @@ class Ownership:
 
     def _retained(self) -> str:
         oldest, after = self._run.log.oldest_step(), self._run.state().next_step
-        return f"the steps {oldest}..{after - 1} are retained" if oldest < after else "none is drawn yet"
+        if oldest >= after:
+            return "none is drawn yet"
+        held = any(step < oldest for step in self._run.state().bookmarks.values())
+        older = ", and of older ones some near bookmarks" if held else ""
+        return f"the steps {oldest}..{after - 1} are retained{older}"
 
     def observe(self, step: int | None, ids: Ids, signals: Mapping[str, Float32s]) -> None:
         state = self._run.state()

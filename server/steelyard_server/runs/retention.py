@@ -15,7 +15,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class BookmarkCost:
-    """`journal_bytes` are kept for this bookmark and others of its step alone."""
+    """`journal_bytes` are kept for bookmarks of this step and for none of an earlier step, so that they add up."""
 
     name: str
     step: int
@@ -53,15 +53,13 @@ class Plan:
     islands: Mapping[int, Span]
 
     def own(self) -> dict[int, Span]:
-        """Of each island what no other one has and the journal from `start` on has not either; it may be empty."""
-        order = sorted(self.islands)
-        after = [*(self.islands[step][0] for step in order[1:]), self.start]
-        before = [0, *(self.islands[step][1] for step in order)]
-        return {
-            step: (max(first, earlier), min(stop, later, self.start))
-            for step, earlier, later in zip(order, before, after, strict=False)
-            for first, stop in [self.islands[step]]
-        }
+        """Of each island what neither one of an earlier step has nor the journal from `start` on; it may be empty."""
+        own: dict[int, Span] = {}
+        end = 0
+        for step, (first, stop) in sorted(self.islands.items()):
+            own[step] = max(first, end), min(stop, self.start)
+            end = max(end, stop)
+        return own
 
 
 def plan(

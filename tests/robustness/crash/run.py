@@ -90,7 +90,10 @@ def main() -> int:
         print(plan_of(options.seed, options.round, options.kinds))
         return 0
     print(
-        f"seed {options.seed}: repeat with make crash SEED={options.seed} ROUND={options.round}", flush=True
+        f"seed {options.seed}: repeat with make crash SEED={options.seed} ROUND={options.round}. The plan repeats, not "
+        "what the kernel makes of it. In a round several runs are trained, disturbed by the plan, and compared with "
+        "the same history lived calmly",
+        flush=True,
     )
     total = Total(options.seed)
     nursery = Nursery()
@@ -133,8 +136,8 @@ def _play(options: argparse.Namespace, nursery: Nursery, number: int, deadline: 
     total.add(result)
     print(
         f"round {number} held: {result.disturbances} disturbances, {result.servers} servers and {result.trainers} "
-        f"trainers killed, {result.untouched_traps} places not passed, {result.batches} slices and {result.reports} "
-        f"losses compared, {plan.durability}, {time.monotonic() - began:.0f} s",
+        f"trainers killed, {result.untouched_traps} traps at places that the server did not pass, {result.batches} "
+        f"slices and {result.reports} losses compared, durability {plan.durability}, {time.monotonic() - began:.0f} s",
         flush=True,
     )
     return True

@@ -1,0 +1,42 @@
+"""steelyard delete: a run, a bookmark or a dataset."""
+
+from typing import Annotated
+
+import typer
+
+import steelyard
+from steelyard_server.cli.options import DEFAULT_ADDRESS, DEFAULT_TIMEOUT, Address, Timeout
+
+
+def delete(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="The run.", show_default=False)] = None,
+    bookmark: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only this bookmark of the run.", show_default=False)
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A dataset that no run uses.", show_default=False)
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+) -> None:
+    """Delete a run with its history and journal, one of its bookmarks, or a dataset. There is no way back."""
+    if (run is None) == (dataset is None) or (bookmark and run is None):
+        raise typer.BadParameter("expected RUN, RUN --bookmark NAME, or --dataset NAME")
+    what = (
+        f"dataset {dataset}"
+        if run is None
+        else f"bookmark {bookmark} of run {run}"
+        if bookmark
+        else f"run {run}"
+    )
+    if not yes:
+        typer.confirm(f"Delete {what}?", abort=True)
+    with steelyard.connect(address, timeout=timeout) as client:
+        if dataset is not None:
+            client.delete_dataset(dataset)
+        elif run is not None and bookmark:
+            client.run(run).delete_bookmark(bookmark)
+        elif run is not None:
+            client.delete_run(run)
+    typer.echo(f"deleted {what}")
