@@ -7,7 +7,6 @@ import functools
 import itertools
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,20 +103,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def lab_of() -> type[Lab]:
     """A lab on any client's server."""
     return Lab
-
-
-@pytest.fixture
-def eventually() -> Callable[..., Any]:
-    """Waits until a question is answered with something true; the answer."""
-
-    def wait_for(question: Callable[[], Any], seconds: float = WAIT) -> Any:
-        deadline = time.monotonic() + seconds
-        while not (answer := question()):
-            assert time.monotonic() < deadline, f"still {answer!r} after {seconds} s"
-            time.sleep(0.02)
-        return answer
-
-    return wait_for
 
 
 class Network:

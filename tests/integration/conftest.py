@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -189,20 +188,6 @@ def raw_of() -> Iterator[Callable[[str], Raw]]:
     yield make
     for bare in made:
         bare.close()
-
-
-@pytest.fixture
-def eventually() -> Callable[[Callable[[], Any]], Any]:
-    """Waits until a question is answered with something true; the answer."""
-
-    def wait_for(question: Callable[[], Any], seconds: float = WAIT) -> Any:
-        deadline = time.monotonic() + seconds
-        while not (answer := question()):
-            assert time.monotonic() < deadline, f"still {answer!r} after {seconds} s"
-            time.sleep(0.02)
-        return answer
-
-    return wait_for
 
 
 @pytest.fixture
