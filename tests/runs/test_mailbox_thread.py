@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from steelyard_server.runs.errors import Unavailable
-from steelyard_server.runs.mailbox import Mailbox
+from steelyard_server.runs.mailbox import TURN_MESSAGES, Mailbox
 
 
 @pytest.fixture
@@ -66,3 +66,33 @@ def test_the_tick_comes_also_while_messages_do():
         assert time.monotonic() < deadline
         box.call(lambda: None)
     assert box.close(10)
+
+
+def test_what_has_gathered_is_handled_in_one_turn_and_its_end_comes_once():
+    seen: list[str] = []
+    box = Mailbox("m", lambda: None, tick_seconds=60, after_turn=lambda: seen.append("end"))
+    release, held = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        release.wait(10)
+        seen.append("first")
+
+    box.start()
+    box.post(hold)
+    assert held.wait(10)
+    for name in ("second", "third"):
+        box.post(partial(seen.append, name))
+    release.set()
+    assert box.close(10)
+    assert seen == ["first", "second", "third", "end"]
+
+
+def test_a_turn_ends_though_messages_keep_coming():
+    seen: list[int] = []
+    box = Mailbox("m", lambda: None, tick_seconds=60, after_turn=lambda: seen.append(-1))
+    for number in range(TURN_MESSAGES + 1):
+        box.post(partial(seen.append, number))
+    box.start()
+    assert box.close(10)
+    assert seen[: TURN_MESSAGES + 3] == [*range(TURN_MESSAGES), -1, TURN_MESSAGES, -1]

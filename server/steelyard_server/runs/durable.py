@@ -5,16 +5,25 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from steelyard_server.log import logger
+
+_log = logger(__name__)
+
 
 class Durable:
-    """Thread-safe. Whatever is given to `then` runs once, in order: at once where the write is durable already."""
+    """Thread-safe. Whatever is given to `then` runs once, in order: at once where the write is durable already, and all
+    that was given before has run."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: list[Callable[[], None]] = []
+        self._waiting: list[Callable[[], object]] = []
         self.reached = False
 
-    def then(self, action: Callable[[], None]) -> None:
+    @property
+    def awaited(self) -> bool:
+        return bool(self._waiting)
+
+    def then(self, action: Callable[[], object]) -> None:
         with self._lock:
             if not self.reached:
                 self._waiting.append(action)
@@ -22,8 +31,15 @@ class Durable:
         action()
 
     def reach(self) -> None:
-        with self._lock:
-            self.reached = True
-            waiting, self._waiting = self._waiting, []
-        for action in waiting:
-            action()
+        """What an action raises is logged, and the others run."""
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self.reached = True
+                    return
+                waiting, self._waiting = self._waiting, []
+            for action in waiting:
+                try:
+                    action()
+                except Exception:
+                    _log.exception("durable_action_failed")

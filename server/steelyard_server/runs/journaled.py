@@ -6,6 +6,7 @@ from disk when it is next asked for.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from steelyard_server.history.store import Store
 from steelyard_server.log import logger
 from steelyard_server.policies.policy import Policy
 from steelyard_server.runs.changes import outliving, policy_events
+from steelyard_server.runs.durable import Durable
 from steelyard_server.runs.errors import Unavailable, Unready
 from steelyard_server.runs.holds import Holds
 from steelyard_server.runs.log import RunLog
@@ -25,6 +27,9 @@ from steelyard_server.runs.state import RunState
 
 _VERSIONED = (Table.CHUNKS, Table.HISTORY)
 _PART_BYTES = 1 << 20
+_GATHER_BYTES = 1 << 18
+"""What a turn has gathered is handed to the store at this size, so that the disk works while the turn goes on."""
+
 _RETRY_SECONDS = 10.0
 """From a checkpoint that found no room to the next try."""
 
@@ -74,6 +79,9 @@ class Journaled:
         self._last_checkpoint = clock()
         self._bytes_since_checkpoint = 0
         self._prune_wanted = False
+        self._gathered: list[Op] = []
+        self._gathered_bytes = 0
+        self._durable = Durable()  # of what is gathered
         self._holds = Holds()
         self._no_checkpoint_before = self._last_checkpoint
 
@@ -135,21 +143,40 @@ class Journaled:
 
     # ---- writing ----
 
-    def write(self, events: Sequence[Event], then: Callable[[], None]) -> None:
-        """Applies and journals `events`; `then` runs on the writer's thread once they are durable."""
-        with self._writing() as (state, log):
+    def write(self, events: Sequence[Event]) -> Durable:
+        """Applies `events` and gathers their records; the answer is reached, on the writer's thread, once they and all
+        that was written before are durable. They are on their way to the disk after `hand_over`."""
+        with self._writing() as (state, _):
             ops = self._apply(state, events)
+            self._gathered += ops
+            self._gathered_bytes += sum(map(weight, ops))
+        durable = self._durable
+        if self._gathered_bytes >= _GATHER_BYTES:
+            self.hand_over()
+        return durable
 
-            def settle(error: BaseException | None) -> None:
-                if error is None:
-                    then()
-                else:
-                    self._post(lambda: self._lost(log))
+    def hand_over(self) -> None:
+        """Gives the store what was gathered, as one write."""
+        if not self._gathered and not self._durable.awaited:
+            return
+        ops, durable, log = self._gathered, self._durable, self.log
+        self._forget_gathered()
 
+        def settle(error: BaseException | None) -> None:
+            if error is None:
+                durable.reach()
+            else:
+                self._post(lambda: self._lost(log))
+
+        try:
             self._store.write(ops, settle)
+        except Exception:
+            self._lost(log)
+            raise
 
     def write_and_wait(self, events: Sequence[Event], *, frees: bool = False) -> None:
         """Applies and journals `events`; durable on return. `frees`: they lead to what makes room in the store."""
+        self.hand_over()
         with self._writing() as (state, _):
             self._store.commit(self._apply(state, events), frees=frees)
 
@@ -186,6 +213,7 @@ class Journaled:
         _log.info("run_rewound", run=self.name, step=step, bookmarks_undone=gone)
 
     def checkpoint(self) -> None:
+        self.hand_over()
         state = self.state()
         try:
             self._save(state)
@@ -253,6 +281,7 @@ class Journaled:
 
     def _commit(self, ops: Sequence[Op], *, frees: bool = False) -> None:
         """Writes `ops` behind everything written before; on return they are durable, and so is all of that."""
+        self.hand_over()
         with self._writing() as (_, log):
             self._store.commit([log.journal.fence(), *ops], frees=frees)
 
@@ -272,8 +301,14 @@ class Journaled:
         try:
             yield state, log
         except Exception:
+            # What was written before it is not concerned.
+            with contextlib.suppress(StoreError):
+                self.hand_over()
             self._lost(log)
             raise
+
+    def _forget_gathered(self) -> None:
+        self._gathered, self._gathered_bytes, self._durable = [], 0, Durable()
 
     def _lost(self, written: RunLog) -> None:
         """A write of `written` failed: what is in memory may not be on disk. Forgets it, unless that was done
@@ -281,6 +316,7 @@ class Journaled:
         if self._state is not None and written is self.log:
             _log.warning("run_reloads", run=self.name)
             self._state = None
+            self._forget_gathered()
             self._on_lost()
 
 

@@ -1,7 +1,11 @@
-"""A thread that owns an object: the only one that touches it, one message at a time."""
+"""A thread that owns an object: the only one that touches it, one message at a time.
+
+What has gathered is handled in one turn, and what shall be done once for all of it (drawing, writing) at its end.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -18,14 +22,26 @@ Message = Callable[[], None]
 
 _log = logger(__name__)
 
+TURN_MESSAGES = 256
+"""A turn ends at this many, so that the first of them does not wait for the last for long."""
+
 
 class Mailbox:
-    """Runs posted callables in order on one daemon thread, and `tick` about every `tick_seconds`."""
+    """Runs posted callables in order on one daemon thread, `tick` about every `tick_seconds`, and `after_turn` whenever
+    it has run some and no more are there."""
 
-    def __init__(self, name: str, tick: Message, tick_seconds: float = 0.25) -> None:
+    def __init__(
+        self,
+        name: str,
+        tick: Message,
+        tick_seconds: float = 0.25,
+        *,
+        after_turn: Message = lambda: None,
+    ) -> None:
         self._name = name
         self._tick = tick
         self._tick_seconds = tick_seconds
+        self._after_turn = after_turn
         self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         # Nothing is queued behind the end: whoever posts learns that it will not be handled.
         self._lock = threading.Lock()
@@ -86,18 +102,27 @@ class Mailbox:
 
     def _run(self) -> None:
         due = time.monotonic() + self._tick_seconds
-        while True:
-            try:
-                message = self._messages.get(timeout=max(0.0, due - time.monotonic()))
-            except queue.Empty:
-                message = self._tick
-            if message is None:
-                return
-            self._handle(message)
-            if time.monotonic() >= due:
-                if message is not self._tick:
-                    self._handle(self._tick)
+        open_ = True
+        while open_:
+            with contextlib.suppress(queue.Empty):
+                open_ = self._turn(self._messages.get(timeout=max(0.0, due - time.monotonic())))
+            if open_ and time.monotonic() >= due:
+                self._handle(self._tick)
+                self._handle(self._after_turn)
                 due = time.monotonic() + self._tick_seconds
+
+    def _turn(self, message: Message | None) -> bool:
+        """Handles what is there, `message` first; False where the end is."""
+        handled = 0
+        with contextlib.suppress(queue.Empty):
+            while message is not None:
+                self._handle(message)
+                handled += 1
+                if handled == TURN_MESSAGES:
+                    break
+                message = self._messages.get_nowait()
+        self._handle(self._after_turn)
+        return message is not None
 
     def _handle(self, message: Message) -> None:
         try:

@@ -39,6 +39,13 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Credit:
+    """Further batches that a trainer is ready to hold."""
+
+    batches: int
+
+
+@dataclass(frozen=True, slots=True)
 class Joined:
     spec: RunSpec
     dataset_size: int

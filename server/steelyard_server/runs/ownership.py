@@ -132,7 +132,6 @@ class Ownership:
         self._check_ids(ids)
         reports.check_values(state, signals, "the observation")
         self._run.write_and_wait([SignalsObserved(step, ids, signals)])
-        self._serving.pump()
 
     def change_policy(self, draw: Mapping[str, Any] | None, weigher: Mapping[str, Any] | None) -> RunInfo:
         state = self._run.state()
@@ -143,7 +142,6 @@ class Ownership:
             self._run.write_and_wait(events)
             self._serving.forget_rules()
             self._run.take_news()
-            self._serving.pump()
         return self.info()
 
     def bookmark(self, name: str, step: int | None) -> int:

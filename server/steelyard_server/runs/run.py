@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 from steelyard_server.core.events import Event, Float32s, Ids
@@ -20,7 +21,7 @@ from steelyard_server.runs.errors import Missing, Superseded, Unavailable, Unrea
 from steelyard_server.runs.journaled import CheckpointRule, Journaled
 from steelyard_server.runs.log import RunLog
 from steelyard_server.runs.mailbox import Mailbox
-from steelyard_server.runs.messages import Join, Outbox, Report, Slice
+from steelyard_server.runs.messages import Credit, Join, Outbox, Report, Slice
 from steelyard_server.runs.ownership import Ownership, RunInfo
 from steelyard_server.runs.reader import JournalReader
 from steelyard_server.runs.retention import Retention
@@ -54,7 +55,7 @@ class Run:
         self._name = name
         self._store = store
         self._open_log = open_log
-        self._mailbox = Mailbox(f"run {name!r}", self._tick)
+        self._mailbox = Mailbox(f"run {name!r}", self._tick, after_turn=self._turn_over)
         self._run = Journaled(
             store,
             open_log,
@@ -80,11 +81,15 @@ class Run:
         ):
             outbox.end(Unavailable(f"run {self._name!r} is closed; join again"))
 
+    def take(self, outbox: Outbox, messages: Sequence[Report | Credit]) -> None:
+        """What a trainer sent, in its order; messages that came together are best handed on together."""
+        self._mailbox.post(partial(self._serving.take, outbox, messages))
+
     def credit(self, outbox: Outbox, batches: int) -> None:
-        self._mailbox.post(lambda: self._serving.credit(outbox, batches))
+        self.take(outbox, [Credit(batches)])
 
     def report(self, outbox: Outbox, report: Report) -> None:
-        self._mailbox.post(lambda: self._serving.report(outbox, report))
+        self.take(outbox, [report])
 
     def leave(self, outbox: Outbox) -> None:
         """The stream is over; its seat is free again."""
@@ -200,10 +205,13 @@ class Run:
     def _replaced(self) -> None:
         self._serving.forget()
 
+    def _turn_over(self) -> None:
+        if self._run.loaded:
+            self._serving.turn_over()
+
     def _take_news(self) -> None:
         if self._run.loaded:
             self._run.take_news()
-            self._serving.pump()
 
     def _tick(self) -> None:
         if self._run.broken:

@@ -1,17 +1,21 @@
 """What a run does for its trainers: seats ranks, draws and sends batches, takes reports, answers with weights.
 
 Belongs to the run's own thread. Every event goes the same way: it is judged against the state, applied to it, and
-written; what follows from it (a batch, an acknowledgement) is sent by the store's callback, once it is durable.
+written; what follows from it (a batch, an acknowledgement) is sent by the store's callback, once it is durable. Batches
+are drawn, and all that was written handed to the store, when what has gathered in the mailbox is handled (`turn_over`):
+so many reports cost one commit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from steelyard import weigh
 from steelyard_server.core.events import AttemptBegan, BatchDrawn, Event, LossesReported, StepClosed
-from steelyard_server.history.errors import RecordDamaged, StoreError
+from steelyard_server.history.errors import StoreError
 from steelyard_server.log import logger
 from steelyard_server.runs import reports
 from steelyard_server.runs.durable import Durable
@@ -19,6 +23,7 @@ from steelyard_server.runs.errors import RunError, Superseded, Unavailable, Unre
 from steelyard_server.runs.journaled import Journaled
 from steelyard_server.runs.messages import (
     Acknowledgement,
+    Credit,
     Disposition,
     Join,
     Joined,
@@ -46,6 +51,9 @@ class Serving:
         self._undurable: dict[int, Durable] = {}
         self._rules: dict[int, weigh.Rule] = {}
         self._waited_since: dict[int, float] = {}
+        # Ranks with credit: those that may be sent a batch, and those that have all that are drawn.
+        self._hungry: dict[Rank, None] = {}
+        self._ahead: dict[Rank, None] = {}
 
     def forget(self) -> None:
         """The state was replaced: whatever was kept beside it belonged to the one before."""
@@ -68,6 +76,8 @@ class Serving:
         self.ranks.end_all(error)
         self.weights.forget_waiters()
         self._waited_since.clear()
+        self._hungry.clear()
+        self._ahead.clear()
 
     def join(self, join: Join, outbox: Outbox) -> None:
         if self.draining:
@@ -84,7 +94,10 @@ class Serving:
         rank.cursor = self._first_step_of(rank, join)
         rank.weigher_step = state.weighers[-1][0]
         before = self.ranks.seat(rank)
+        if rank.credit:
+            self._hungry[rank] = None
         if before is not None:
+            self._ahead.pop(before, None)
             before.outbox.end(Superseded(f"session {join.session!r} joined again on another stream"))
         _log.info("rank_joined", run=self._run.name, rank=join.rank, session=join.session)
         policy = state.policy
@@ -98,7 +111,6 @@ class Serving:
                 policy.weigh.reads == "losses",
             )
         )
-        self.pump()
 
     def _begin_attempt(self, join: Join) -> None:
         """Ends the attempt before and, where steps from `start` on left a trace, takes the run back to `start`."""
@@ -151,15 +163,22 @@ class Serving:
             return first_open
         return state.first_unreported(rank.slice_of, first_open)
 
-    def credit(self, outbox: Outbox, batches: int) -> None:
-        rank = self.ranks.of(outbox)
-        if rank is not None:
-            self.guard(outbox, lambda: self._grant(rank, batches))
+    def take(self, outbox: Outbox, messages: Sequence[Report | Credit]) -> None:
+        """What a trainer sent, in its order."""
+        for message in messages:
+            rank = self.ranks.of(outbox)
+            if rank is None:
+                return
+            if isinstance(message, Credit):
+                self.guard(outbox, partial(self._grant, rank, message.batches))
+            else:
+                self._report(rank, message)
 
     def _grant(self, rank: Rank, batches: int) -> None:
         check_credit(rank.credit + batches, self._run.state().spec.report_window)
         rank.credit += batches
-        self.pump()
+        if rank not in self._ahead:
+            self._hungry[rank] = None
 
     def leave(self, outbox: Outbox) -> None:
         """Frees the seat; the stream ends behind the acknowledgements of what it reported."""
@@ -168,23 +187,43 @@ class Serving:
             outbox.end(None)
             return
         self._unseat(rank)
-        self.guard(outbox, lambda: self._run.write([], lambda: outbox.end(None)))
+        self.guard(outbox, lambda: self._run.write([]).then(partial(outbox.end, None)))
 
     def _unseat(self, rank: Rank) -> None:
         self.ranks.leave(rank.outbox)
+        self._ahead.pop(rank, None)
         self._log_left(rank)
 
     def _log_left(self, rank: Rank) -> None:
         _log.info("rank_left", run=self._run.name, rank=rank.rank)
 
-    def pump(self) -> None:
+    def turn_over(self) -> None:
+        """What has gathered is handled: draws and sends what that allows, and hands all that was written to the
+        store."""
+        try:
+            self._pump()
+        except Exception as error:
+            if not isinstance(error, (RunError, StoreError)):
+                _log.exception("draw_failed", run=self._run.name)
+            self.end_streams(error)
+        # Where the store takes nothing, the streams have been ended, and the run is read again by who asks next.
+        with contextlib.suppress(StoreError):
+            self._run.hand_over()
+
+    def _pump(self) -> None:
         """Sends batches wherever there is credit, drawing what is not drawn yet.
 
-        One batch a rank in turn, so that a rank with much credit does not keep the others waiting.
+        One batch a rank in turn, so that a rank with much credit does not keep the others waiting. O(1) where there is
+        nothing to send, else O(ranks that are sent something) a batch.
         """
-        hungry = [rank for rank in self.ranks if rank.credit > 0]
-        while hungry:
-            hungry = [rank for rank in hungry if self._serve_guarded(rank) and rank.credit > 0]
+        hungry, self._hungry = list(self._hungry), {}
+        while True:
+            hungry = [rank for rank in hungry if self._serve_guarded(rank)]
+            if self._ahead and self._draw():
+                hungry += self._ahead
+                self._ahead.clear()
+            elif not hungry:
+                return
 
     def _serve_guarded(self, rank: Rank) -> bool:
         """As _serve; what stands against it ends this rank's stream, and only this one."""
@@ -192,14 +231,18 @@ class Serving:
             return False
         try:
             return self._serve(rank)
-        except (RunError, RecordDamaged) as error:
+        except (RunError, StoreError) as error:
             self._unseat(rank)
             rank.outbox.end(error)
             return False
 
     def _serve(self, rank: Rank) -> bool:
+        """Sends the rank its next batch, if it is drawn. Whether there may be another one for it."""
         state = self._run.state()
-        if rank.cursor == state.next_step and not self._draw():
+        if not rank.credit:
+            return False
+        if rank.cursor == state.next_step:
+            self._ahead[rank] = None
             return False
         step = rank.cursor
         record = state.steps.get(step)
@@ -213,7 +256,7 @@ class Serving:
         if pending is None:
             rank.outbox.send(message)
         else:
-            pending.then(lambda: rank.outbox.send(message))
+            pending.then(partial(rank.outbox.send, message))
         return True
 
     def _slice(self, rank: Rank, drawn: BatchDrawn) -> Slice:
@@ -253,16 +296,13 @@ class Serving:
         except ValueError as error:
             self.end_streams(Unready(f"step {state.next_step} cannot be drawn: {error}"))
             return False
-        durable = Durable()
-        self._undurable = {step: one for step, one in self._undurable.items() if not one.reached}
-        self._undurable[event.step] = durable
-        self._run.write([event], durable.reach)
+        while self._undurable and self._undurable[oldest := next(iter(self._undurable))].reached:
+            del self._undurable[oldest]
+        self._undurable[event.step] = self._run.write([event])
         return True
 
-    def report(self, outbox: Outbox, report: Report) -> None:
-        rank = self.ranks.of(outbox)
-        if rank is None:
-            return
+    def _report(self, rank: Rank, report: Report) -> None:
+        outbox = rank.outbox
         try:
             disposition = reports.judge(self._run.state(), report, self._digest_of)
         except RunError as error:
@@ -275,7 +315,7 @@ class Serving:
         except StoreError as error:
             outbox.end(error)
             return
-        self.guard(outbox, lambda: self._take_report(outbox, report, disposition))
+        self.guard(outbox, partial(self._take_report, outbox, report, disposition))
 
     def _take_report(self, outbox: Outbox, report: Report, disposition: Disposition) -> None:
         answer = Acknowledgement(report.step, report.offset, report.count, disposition)
@@ -285,13 +325,12 @@ class Serving:
         else:
             self.tally[disposition.name.lower()] += 1
         # Also what changes nothing is answered in turn: the report that it repeats must be durable first.
-        self._run.write(events, lambda: outbox.send(answer))
+        self._run.write(events).then(partial(outbox.send, answer))
         # The client knows that a late report weighs nothing.
         asks = report.want_weights and disposition is not Disposition.LATE
         if asks and report.step in self._run.state().steps:
             self.weights.ask(report.step, report.offset, report.count, outbox)
         self.send_weights(report.step)
-        self.pump()
 
     def send_weights(self, step: int) -> None:
         state = self._run.state()
@@ -330,7 +369,6 @@ class Serving:
         if record is not None and not record.closed:
             self._run.write_and_wait([StepClosed(step, reason)])
             self.send_weights(step)
-            self.pump()
 
     def guard(self, outbox: Outbox, action: Callable[[], None]) -> None:
         """Ends the outbox with whatever `action` raises."""

@@ -43,6 +43,7 @@ _ON_NONFINITE = {
 }
 _ON_NONFINITE_CODES = {"skip": runs_pb2.ON_NONFINITE_SKIP, "reject": runs_pb2.ON_NONFINITE_REJECT}
 RESPONSE_BYTES = 1 << 20
+_REPORT_BYTES = 64
 
 _STATUS_CODES = {code: code.value[0] for code in grpc.StatusCode}
 
@@ -244,6 +245,11 @@ def report(message: trainer_pb2.Report) -> Report:
         signals=signals_of(message.signals),
         want_weights=message.want_weights,
     )
+
+
+def size_of(report: Report) -> int:
+    """Bytes that a report holds while it is under way, roughly."""
+    return _REPORT_BYTES + sum(values.nbytes for values in report.signals.values())
 
 
 def responses(messages: Iterable[Outgoing]) -> Iterator[trainer_pb2.TrainResponse]:
