@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from typing import Any
@@ -23,6 +24,8 @@ _DTYPES: dict[arrays_pb2.DType, np.dtype[Any]] = {
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _UNSIGNED = tuple(np.dtype(name) for name in ("u1", "<u2", "<u4", "<u8"))
 _ID_DTYPES = (*_UNSIGNED, np.dtype("<i8"))
+_ALWAYS_IDS = frozenset(_UNSIGNED[:3])
+"""Types of which every value is from 0 to 2**63 - 1."""
 
 
 def pack(array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> arrays_pb2.Array:
@@ -49,18 +52,18 @@ def unpack(
     names the field `name`, what was expected and what came.
     """
     dtype = _DTYPES.get(message.dtype)
-    allowed = [_wire_dtype(np.dtype(one)) for one in expected] or list(_CODES)
+    allowed = _wire_dtypes(expected)
     if dtype is None or dtype not in allowed:
         came = f"dtype number {message.dtype}" if dtype is None else dtype.name
         raise ValueError(f"{name}: expected {' or '.join(one.name for one in allowed)}, got {came}")
-    if len(message.data) != message.count * dtype.itemsize:
+    data, stated = message.data, message.count  # each look copies
+    if len(data) != stated * dtype.itemsize:
         raise ValueError(
-            f"{name}: expected {message.count * dtype.itemsize} bytes for {message.count} of {dtype.name}, "
-            f"got {len(message.data)}"
+            f"{name}: expected {stated * dtype.itemsize} bytes for {stated} of {dtype.name}, got {len(data)}"
         )
-    if count is not None and message.count != count:
-        raise ValueError(f"{name}: expected {count} values, got {message.count}")
-    return np.frombuffer(message.data, dtype)
+    if count is not None and stated != count:
+        raise ValueError(f"{name}: expected {count} values, got {stated}")
+    return np.frombuffer(data, dtype)
 
 
 def smallest_uint(size: int) -> np.dtype[Any]:
@@ -92,21 +95,29 @@ def unpack_ids(
 ) -> npt.NDArray[np.int64]:
     """The ids in a message, as a new int64 array. ValueError as for unpack, or an id not in 0..size-1."""
     values = unpack(message, *_ID_DTYPES, count=count, name=name)
-    _check_range(values, 2**63 if size is None else size, name)
+    if size is not None or values.dtype not in _ALWAYS_IDS:
+        _check_range(values, 2**63 if size is None else size, name)
     return values.astype(np.int64)
 
 
 def batch_digest(step: int, ids: npt.ArrayLike) -> int:
     """What identifies a global batch: blake2b-64 of the step (u64) and its ids (i64), little-endian."""
     digest = hashlib.blake2b(struct.pack("<Q", step), digest_size=8)
-    digest.update(np.ascontiguousarray(ids, dtype="<i8").tobytes())
+    digest.update(np.ascontiguousarray(ids, dtype="<i8").data)
     return int.from_bytes(digest.digest(), "little")
 
 
+@functools.cache
+def _wire_dtypes(expected: tuple[Any, ...]) -> tuple[np.dtype[Any], ...]:
+    """The element types that were asked for, every one where none was. A few tuples in all, so they are kept."""
+    return tuple(_wire_dtype(np.dtype(one)) for one in expected) or tuple(_CODES)
+
+
+@functools.cache
 def _wire_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     little = dtype.newbyteorder("<")
     if little not in _CODES:
-        raise ValueError(f"expected one of {', '.join(known.name for known in _CODES)}, got {dtype.name}")
+        raise ValueError(f"expected one of {', '.join(known.name for known in _CODES)}, got {little.name}")
     return little
 
 
