@@ -13,6 +13,8 @@ from steelyard import wire
 from steelyard.errors import InvalidArgument
 from steelyard.v1 import arrays_pb2
 
+_FLOAT32 = np.dtype("=f4")
+
 
 def whole(name: str, value: Any, *, at_least: int = 0, below: int = 2**64) -> int:
     """An integer in the range; numpy's integers are integers, bools and floats are not."""
@@ -64,7 +66,17 @@ def pack_ids(ids: npt.NDArray[np.int64]) -> arrays_pb2.Array:
 
 
 def float_array(name: str, values: Any) -> npt.NDArray[np.float32]:
-    """Numbers as float32[n]: a sequence, or an array of any library that numpy reads, on any device of torch's."""
+    """Numbers as float32[n]: a sequence, or an array of any library that numpy reads, on any device of torch's.
+
+    Shares memory with the values where they are float32 in host memory already.
+    """
+    if (
+        type(values) is np.ndarray
+        and values.dtype == _FLOAT32
+        and values.ndim == 1
+        and values.flags.c_contiguous
+    ):
+        return values
     if hasattr(values, "detach"):  # a torch tensor: out of the graph, off the device
         values = values.detach().float().cpu()
     try:

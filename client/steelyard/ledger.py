@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from steelyard.batch import Batch
 from steelyard.errors import Internal, SteelyardError
-from steelyard.v1 import trainer_pb2
+from steelyard.messages import Outgoing
 
 # Steps whose reports are tracked, at least: enough to explain a wait, bounded where a trainer never reports.
 _TRACKED = 1024
@@ -39,12 +39,12 @@ class Answer:
 class Owed:
     """A report that the server has not answered in full. Positions are those of the global batch."""
 
-    request: trainer_pb2.TrainerMessage
+    request: Outgoing
     step: int
     offset: int
     count: int
     size: int
-    """Bytes."""
+    """Bytes, within a few."""
     slice: tuple[int, int]
     """Offset and length of the slice that it is of."""
     answer: Answer | None = None
@@ -71,6 +71,7 @@ class Ledger:
     _outstanding: int = 0  # credit granted to the present connection and not used by it
     _owed: deque[Owed] = field(default_factory=deque)
     _bytes: int = 0
+    _unacknowledged: int = 0
     # Steps handed out and not reported in full by this session: None, or which positions of the slice are reported.
     _open: dict[int, npt.NDArray[np.bool_] | None] = field(default_factory=dict)
     _announced: set[int] = field(default_factory=set)
@@ -139,12 +140,13 @@ class Ledger:
         """The report is to be sent, and kept until it is answered."""
         self._owed.append(owed)
         self._bytes += owed.size
+        self._unacknowledged += 1
         self._mark(owed, reported=True)
 
     def acknowledge(self, step: int, offset: int, count: int, *, late: bool) -> None:
         """A report is durable, or came late. Internal: no such report is owed."""
         owed = self._find(step, offset, count, "acknowledged")
-        owed.acknowledged = True
+        self._answered(owed)
         self.late_reports += late
         if late and owed.answer is not None and not owed.answer.done:
             # Its losses are left out of the step, so they weigh nothing.
@@ -154,7 +156,7 @@ class Ledger:
     def refuse(self, step: int, offset: int, count: int, error: SteelyardError) -> bool:
         """A report was refused and is not applied. Whether its answer carries the error (nothing does otherwise)."""
         owed = self._find(step, offset, count, "refused")
-        owed.acknowledged = True
+        self._answered(owed)
         if error.code != "ALREADY_EXISTS":
             self._mark(owed, reported=False)
         if owed.answer is not None:
@@ -185,15 +187,16 @@ class Ledger:
 
     @property
     def unacknowledged(self) -> int:
-        return sum(not owed.acknowledged for owed in self._owed)
+        return self._unacknowledged
 
     @property
     def owed_bytes(self) -> int:
         return self._bytes
 
-    def to_send_again(self) -> Iterator[trainer_pb2.TrainerMessage]:
+    def to_send_again(self) -> Iterator[Outgoing]:
         """What a new connection must carry, in the order in which it was first sent."""
         for owed in self._owed:
+            self._unacknowledged += owed.acknowledged
             owed.acknowledged = False
             yield owed.request
 
@@ -240,6 +243,9 @@ class Ledger:
             "more credit granted than there is room"
         )
         assert self._bytes == sum(owed.size for owed in self._owed), "the bytes owed do not add up"
+        assert self._unacknowledged == sum(not owed.acknowledged for owed in self._owed), (
+            "the reports that are not acknowledged do not add up"
+        )
         assert all(step < self.next_step for step in self._open), "a step is open that was not handed out"
         assert self._open.keys() >= self._announced, "a step is announced that is not open"
 
@@ -253,9 +259,16 @@ class Ledger:
             f"the server {word} {count} losses of step {step} from {offset}, which were not reported to it"
         )
 
+    def _answered(self, owed: Owed) -> None:
+        owed.acknowledged = True
+        self._unacknowledged -= 1
+
     def _settle(self, owed: Owed) -> None:
         if owed.acknowledged and (owed.answer is None or owed.answer.done):
-            self._owed.remove(owed)  # answers come in the order of the reports, so it is found at the front
+            if self._owed[0] is owed:  # answers come in the order of the reports
+                self._owed.popleft()
+            else:
+                self._owed.remove(owed)
             self._bytes -= owed.size
 
     def _mark(self, owed: Owed, *, reported: bool) -> None:

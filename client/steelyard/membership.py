@@ -33,7 +33,7 @@ from steelyard.errors import (
 )
 from steelyard.info import Staleness, staleness_of
 from steelyard.ledger import Answer, Ledger, Owed
-from steelyard.messages import unpack_batch
+from steelyard.messages import Outgoing, unpack_batch
 from steelyard.options import SessionOptions, default_prefetch
 from steelyard.structs import from_struct
 from steelyard.v1 import trainer_pb2
@@ -45,7 +45,7 @@ _LOG = logging.getLogger("steelyard")
 # dead (server.py), so who holds it after these lives.
 _SEAT_SECONDS = 30.0
 
-Send = Callable[[trainer_pb2.TrainerMessage], None]
+Send = Callable[[Outgoing], None]
 
 
 class Membership:
@@ -55,7 +55,13 @@ class Membership:
         self.options = options
         self._session_id = session_id
         self._send = send
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        # One condition for each thing that is waited for: who waits for a batch is not woken by acknowledgements. What
+        # concerns everybody (a refusal, the connection, the end) wakes all.
+        self._joining = threading.Condition(self._lock)
+        self._batches = threading.Condition(self._lock)
+        self._answers = threading.Condition(self._lock)
+        self._acknowledgements = threading.Condition(self._lock)
         # All that follows is changed under the lock.
         self.ledger = Ledger(prefetch=options.prefetch or 1)
         self.joined: trainer_pb2.Joined | None = None
@@ -86,11 +92,11 @@ class Membership:
 
     def await_join(self, limit: float) -> None:
         """Waits until the server has answered the join. What ended the session, Unavailable or DeadlineExceeded."""
-        with self._changed:
+        with self._lock:
             deadline = time.monotonic() + limit
             while self.joined is None:
                 self._check_open()
-                if self._wait(deadline):
+                if self._wait(self._joining, deadline):
                     continue
                 text = f"joining {self.options.name}: no answer within {limit:g} s"
                 if self._trouble is not None:
@@ -103,7 +109,7 @@ class Membership:
 
     def next_batch(self, limit: float) -> Batch:
         """The next batch. Session.next says what is raised."""
-        with self._changed:
+        with self._lock:
             began = time.monotonic()
             while True:
                 self._check_open()
@@ -114,19 +120,19 @@ class Membership:
                     self.waited += self.last_wait
                     return batch
                 self._check_staleness()
-                if not self._wait(began + limit):
+                if not self._wait(self._batches, began + limit):
                     raise DeadlineExceeded(self._why_no_batch(limit))
 
     def submit(self, owed: Owed, limit: float) -> None:
         """Sends a report, and keeps it until it is answered. Waits while too many are unacknowledged."""
         ledger = self.ledger
-        with self._changed:
+        with self._lock:
             deadline = time.monotonic() + limit
             while True:
                 self._check_open()
                 if ledger.has_room(owed.size):
                     break
-                if not self._wait(deadline):
+                if not self._wait(self._acknowledgements, deadline):
                     raise DeadlineExceeded(
                         f"{self.options.name}: the report of step {owed.step} was not sent within {limit:g} s, because "
                         f"{self._unacknowledged()} before it{self._about_connection()}"
@@ -139,14 +145,13 @@ class Membership:
             ledger.submit(owed)
             if self._connected:
                 self._send(owed.request)
-            self._changed.notify_all()  # a next() in another thread may wait for this report
 
     def await_answer(self, answer: Answer, limit: float) -> npt.NDArray[np.float32]:
         """The weights of an answer. Its error, or DeadlineExceeded."""
-        with self._changed:
+        with self._lock:
             deadline = time.monotonic() + limit
             while not answer.done:
-                if not self._wait(deadline):
+                if not self._wait(self._answers, deadline):
                     raise DeadlineExceeded(
                         f"{self.options.name}: no weights of step {answer.step} within {limit:g} s. They need the "
                         f"losses of all {self.options.world_size} ranks; this one has reported {answer.count} of them"
@@ -159,34 +164,34 @@ class Membership:
 
     def await_acknowledgements(self, limit: float) -> None:
         """Waits until no report is unacknowledged. DeadlineExceeded says how many are."""
-        with self._changed:
+        with self._lock:
             deadline = time.monotonic() + limit
             while True:
                 self._check_open()
                 if self.ledger.unacknowledged == 0:
                     return
-                if not self._wait(deadline):
+                if not self._wait(self._acknowledgements, deadline):
                     raise DeadlineExceeded(
                         f"{self.options.name}: after {limit:g} s {self._unacknowledged()}{self._about_connection()}"
                     )
 
     def unacknowledged(self) -> int:
-        with self._changed:
+        with self._lock:
             return self.ledger.unacknowledged
 
     def announce(self, step: int) -> None:
-        with self._changed:
+        with self._lock:
             self.ledger.announce(step)
 
     def would_complete(self, step: int, length: int, first: int, count: int) -> bool:
-        with self._changed:
+        with self._lock:
             return self.ledger.would_complete(step, length, first, count)
 
     # -- the stream's thread ---------------------------------------------------------------------------------------
 
     def joining(self) -> trainer_pb2.TrainerMessage:
         options = self.options
-        with self._changed:
+        with self._lock:
             join = trainer_pb2.Join(
                 run=options.run,
                 rank=options.rank,
@@ -219,12 +224,12 @@ class Membership:
         # Anything else is of a newer server, which may not rely on its being understood.
 
     def broke(self, error: SteelyardError) -> None:
-        with self._changed:
+        with self._lock:
             self._connected = False
             since = time.monotonic() if self._trouble is None else self._trouble[0]
             first = self._trouble is None
             self._trouble = (since, error)
-            self._changed.notify_all()
+            self._wake_all()
         if first:
             _LOG.info("%s: no connection, trying again: %s", self.options.name, error)
 
@@ -246,7 +251,7 @@ class Membership:
 
     def ended(self, error: SteelyardError | None) -> None:
         """Also by the caller's thread, with None, when it closes the session. The first word counts."""
-        with self._changed:
+        with self._lock:
             if self._over:
                 return
             if isinstance(error, AlreadyExists) and self._seat_taken_since is not None:
@@ -254,10 +259,10 @@ class Membership:
             self._over, self._error, self._connected = True, error, False
             closed = SessionClosed(f"{self.options.name}: the session was closed before the weights came")
             self.ledger.fail(error or closed)
-            self._changed.notify_all()
+            self._wake_all()
 
     def _receive_joined(self, joined: trainer_pb2.Joined) -> None:
-        with self._changed:
+        with self._lock:
             if self.joined is None:
                 self.rules = Rules(from_struct(joined.spec.policy.weigh), joined.start_step)
                 prefetch = self.options.prefetch or default_prefetch(staleness_of(joined.spec))
@@ -277,26 +282,28 @@ class Membership:
             for request in self.ledger.to_send_again():
                 self._send(request)
             self._send_credit(credit)
-            self._changed.notify_all()
+            self._wake_all()
 
     def _receive_batch(self, message: trainer_pb2.Batch) -> None:
         try:
             batch = unpack_batch(message, self.options.rank, self.options.world_size)
         except ValueError as error:
             raise Internal(f"{self.options.name}: batch of step {message.step}: {error}") from error
-        with self._changed:
+        with self._lock:
             if message.HasField("policy") and message.policy.HasField("weigh"):
                 assert self.rules is not None
                 self.rules.change(from_struct(message.policy.weigh), batch.step)
             self.ledger.receive(batch)
-            self._changed.notify_all()
+            self._batches.notify_all()
 
     def _receive_acknowledgement(self, message: trainer_pb2.Acknowledgement) -> None:
         late = message.disposition == trainer_pb2.DISPOSITION_LATE
-        with self._changed:
+        with self._lock:
             first = late and self.ledger.late_reports == 0
             self.ledger.acknowledge(message.step, message.offset, message.count, late=late)
-            self._changed.notify_all()
+            self._acknowledgements.notify_all()
+            if late:  # it weighs nothing, which answers who waits for its weights
+                self._answers.notify_all()
         if first:
             _LOG.warning(
                 "%s: the report of step %d came after the step was closed and is not folded; further ones are "
@@ -311,19 +318,19 @@ class Membership:
             f"{message.offset} was refused: {message.message}",
             code=code_name(message.code),
         )
-        with self._changed:
+        with self._lock:
             if not self.ledger.refuse(message.step, message.offset, message.count, error):
                 self._refusals.append(error)
-            self._changed.notify_all()
+            self._wake_all()
 
     def _receive_weights(self, message: trainer_pb2.Weights) -> None:
         try:
             weights = wire.unpack(message.weights, np.float32, name="weights").copy()
         except ValueError as error:
             raise Internal(f"{self.options.name}: weights of step {message.step}: {error}") from error
-        with self._changed:
+        with self._lock:
             self.ledger.weigh(message.step, message.offset, weights)
-            self._changed.notify_all()
+            self._answers.notify_all()
 
     # -- under the lock --------------------------------------------------------------------------------------------
 
@@ -331,10 +338,14 @@ class Membership:
         if batches and self._connected:
             self._send(trainer_pb2.TrainerMessage(credit=trainer_pb2.Credit(batches=batches)))
 
-    def _wait(self, deadline: float) -> bool:
+    def _wait(self, changed: threading.Condition, deadline: float) -> bool:
         """Waits for a change. False when the deadline has passed."""
         left = deadline - time.monotonic()
-        return left > 0 and (self._changed.wait(left) or time.monotonic() < deadline)
+        return left > 0 and (changed.wait(left) or time.monotonic() < deadline)
+
+    def _wake_all(self) -> None:
+        for changed in (self._joining, self._batches, self._answers, self._acknowledgements):
+            changed.notify_all()
 
     def _check_open(self) -> None:
         """Raises what ended the session, and each refusal once."""

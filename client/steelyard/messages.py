@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,19 +48,59 @@ def unpack_batch(message: trainer_pb2.Batch, rank: int, world_size: int) -> Batc
     )
 
 
-def pack_report(
+@dataclass(frozen=True, slots=True)
+class ReportParts:
+    """A report as plain values, its arrays copied: the message is built where it is sent, off the trainer's thread."""
+
+    step: int
+    offset: int
+    digest: int
+    want_weights: bool
+    signals: tuple[tuple[str, bytes], ...]
+    """Name and float32s, little-endian; "loss" is the first."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the message, within a few."""
+        return 64 + sum(len(name) + len(data) + 16 for name, data in self.signals)
+
+    def fill(self, message: trainer_pb2.TrainerMessage) -> None:
+        """Makes an empty message this report, in place: a message that is put into another is copied."""
+        report = message.report
+        report.step, report.offset, report.digest = self.step, self.offset, self.digest
+        report.want_weights = self.want_weights
+        for name, data in self.signals:
+            signal = report.signals.add(name=name)
+            values = signal.values
+            values.dtype, values.count, values.data = arrays_pb2.DTYPE_FLOAT32, len(data) // 4, data
+
+
+Outgoing = trainer_pb2.TrainerMessage | ReportParts
+"""What a session sends."""
+
+
+def request_of(messages: Iterable[Outgoing]) -> trainer_pb2.TrainRequest:
+    """The messages as one request, in order."""
+    request = trainer_pb2.TrainRequest()
+    for one in messages:
+        message = request.messages.add()
+        if isinstance(one, ReportParts):
+            one.fill(message)
+        else:
+            message.CopyFrom(one)
+    return request
+
+
+def report_parts(
     batch: Batch,
     losses: npt.NDArray[np.float32],
     *,
     signals: Mapping[str, Any],
     offset: int,
     want_weights: bool,
-) -> trainer_pb2.TrainerMessage:
+) -> ReportParts:
     """A report of the losses from `offset` of the slice on. MismatchedLosses: a signal of another count."""
-    report = trainer_pb2.Report(
-        step=batch.step, offset=batch.offset + offset, digest=batch.digest, want_weights=want_weights
-    )
-    report.signals.append(arrays_pb2.Signal(name="loss", values=wire.pack(losses)))
+    packed = [("loss", _little_endian(losses))]
     for name, numbers in signals.items():
         if name == "loss":
             raise InvalidArgument('signals: "loss" is what the losses are reported as; expected another name')
@@ -68,8 +109,22 @@ def pack_report(
             raise MismatchedLosses(
                 f"signal {name!r}: expected {len(losses)} values, as many as losses; got {len(values)}"
             )
-        report.signals.append(arrays_pb2.Signal(name=name, values=wire.pack(values)))
-    return trainer_pb2.TrainerMessage(report=report)
+        packed.append((name, _little_endian(values)))
+    return ReportParts(batch.step, batch.offset + offset, batch.digest, want_weights, tuple(packed))
+
+
+def pack_report(
+    batch: Batch,
+    losses: npt.NDArray[np.float32],
+    *,
+    signals: Mapping[str, Any],
+    offset: int,
+    want_weights: bool,
+) -> trainer_pb2.TrainerMessage:
+    """As report_parts, as a message."""
+    message = trainer_pb2.TrainerMessage()
+    report_parts(batch, losses, signals=signals, offset=offset, want_weights=want_weights).fill(message)
+    return message
 
 
 def losses_that_fit(batch: Batch, losses: Any, offset: int | None) -> npt.NDArray[np.float32]:
@@ -87,3 +142,7 @@ def losses_that_fit(batch: Batch, losses: Any, offset: int | None) -> npt.NDArra
             f"{len(batch)}, got {len(values)}"
         )
     return values
+
+
+def _little_endian(values: npt.NDArray[np.float32]) -> bytes:
+    return values.astype("<f4", copy=False).tobytes()

@@ -21,7 +21,7 @@ from steelyard.errors import ForkedSession, InvalidArgument
 from steelyard.info import Staleness
 from steelyard.ledger import Answer, Owed
 from steelyard.membership import Membership
-from steelyard.messages import losses_that_fit, pack_report
+from steelyard.messages import Outgoing, losses_that_fit, report_parts
 from steelyard.options import SessionOptions
 from steelyard.stream import Stream
 from steelyard.v1 import trainer_pb2
@@ -215,21 +215,23 @@ class Session:
         MismatchedLosses: another count than the slice's. ReportRefused: this report, or an earlier one, was refused.
         InvalidArgument: not a batch of this session, or a rule that this call cannot apply; the message says what can.
         """
+        limit = self._limit(timeout)
         values = self._checked(batch, losses, offset)
         first = offset or 0
-        if (
-            len(values) < len(batch)
-            and self._reads_losses(batch)
-            and not self._member.would_complete(batch.step, len(batch), first, len(values))
+        if not self._reads_losses(batch):
+            weights = self._drawn_weights(batch, values, first)
+            self._submit(batch, values, signals, first, None, limit)
+            return weights
+        if len(values) < len(batch) and not self._member.would_complete(
+            batch.step, len(batch), first, len(values)
         ):
             raise InvalidArgument(
                 f"step {batch.step}: its weights depend on the losses of the whole batch, and these {len(values)} are "
                 f"not the last of this slice's {len(batch)}, so waiting for them here would never end. Report the "
                 "whole slice, or use report_async for each part and ask for the results after the last"
             )
-        return self.report_async(batch, values, signals=signals, offset=offset, timeout=timeout).result(
-            timeout
-        )
+        pending = self._report_weighed(batch, values, signals, first, limit)
+        return self._member.await_answer(pending, limit)
 
     def report_async(
         self,
@@ -241,14 +243,16 @@ class Session:
         timeout: float | None = None,
     ) -> PendingWeights:
         """As report, without waiting for the other ranks: the weights are asked for with result()."""
+        limit = self._limit(timeout)
         values = self._checked(batch, losses, offset)
-        if self._reads_losses(batch) and not self._weighs_here(batch, len(values)):
-            return self.report_raw(
-                batch, values, signals=signals, offset=offset, want_weights=True, timeout=timeout
-            )
-        weights = self._weights(batch, values, offset or 0)
-        self.report_raw(batch, values, signals=signals, offset=offset, timeout=timeout)
-        return PendingWeights(Answer(batch.step, len(weights), weights), self._result)
+        first = offset or 0
+        if self._reads_losses(batch):
+            answer = self._report_weighed(batch, values, signals, first, limit)
+        else:
+            weights = self._drawn_weights(batch, values, first)
+            self._submit(batch, values, signals, first, None, limit)
+            answer = Answer(batch.step, len(weights), weights)
+        return PendingWeights(answer, self._result)
 
     def report_raw(
         self,
@@ -265,26 +269,12 @@ class Session:
         With `want_weights` the server is asked for the weights, whatever the policy says of where; without, the result
         is an empty array. Waits only while too many reports are unacknowledged.
         """
-        values = self._checked(batch, losses, offset)
         limit = self._limit(timeout)
-        count, first = len(values), offset or 0
-        answer = Answer(batch.step, count)
-        if not (want_weights and count):
+        values = self._checked(batch, losses, offset)
+        answer = Answer(batch.step, len(values))
+        if not (want_weights and len(values)):
             answer.weights = np.zeros(0, np.float32)
-        if count:  # an empty slice owes no report
-            request = pack_report(
-                batch, values, signals=signals or {}, offset=first, want_weights=want_weights
-            )
-            owed = Owed(
-                request,
-                step=batch.step,
-                offset=batch.offset + first,
-                count=count,
-                size=request.ByteSize(),
-                slice=(batch.offset, len(batch)),
-                answer=answer if want_weights else None,
-            )
-            self._member.submit(owed, limit)
+        self._submit(batch, values, signals, offset or 0, answer if want_weights else None, limit)
         return PendingWeights(answer, self._result)
 
     def announce(self, batch: Batch) -> None:
@@ -352,7 +342,7 @@ class Session:
         assert self._member.rules is not None
         return self._member.rules
 
-    def _send(self, request: trainer_pb2.TrainerMessage) -> None:
+    def _send(self, request: Outgoing) -> None:
         self._stream.send(request)
 
     def _result(self, answer: Answer, timeout: float | None) -> npt.NDArray[np.float32]:
@@ -379,14 +369,56 @@ class Session:
         """Whether the weights of a batch depend on its losses."""
         return self.rule_at(batch.step).reads == "losses" and len(batch) > 0
 
-    def _weights(self, batch: Batch, losses: npt.NDArray[np.float32], first: int) -> npt.NDArray[np.float32]:
-        """The weights of a report that can be known here."""
-        rule = self.rule_at(batch.step)
-        if rule.reads == "losses":
-            weights: npt.NDArray[np.float32] = rule.weights(losses, step=batch.step)
-            return weights
+    def _drawn_weights(
+        self, batch: Batch, losses: npt.NDArray[np.float32], first: int
+    ) -> npt.NDArray[np.float32]:
+        """The weights where they do not depend on losses."""
         # The server has weighed by the probability already, and sends nothing where all weights are 1.
         return batch.weight[first : first + len(losses)].copy()
+
+    def _report_weighed(
+        self,
+        batch: Batch,
+        losses: npt.NDArray[np.float32],
+        signals: Mapping[str, Any] | None,
+        first: int,
+        limit: float,
+    ) -> Answer:
+        """Reports under a rule that reads losses. The answer has the weights, or waits for the server's."""
+        answer = Answer(batch.step, len(losses))
+        here = self._weighs_here(batch, len(losses))
+        if here:
+            answer.weights = self.rule_at(batch.step).weights(losses, step=batch.step)
+        elif not len(losses):
+            answer.weights = np.zeros(0, np.float32)
+        self._submit(batch, losses, signals, first, None if here else answer, limit)
+        return answer
+
+    def _submit(
+        self,
+        batch: Batch,
+        losses: npt.NDArray[np.float32],
+        signals: Mapping[str, Any] | None,
+        first: int,
+        answer: Answer | None,
+        limit: float,
+    ) -> None:
+        """Sends a report, whose weights `answer` asks for. An empty one is not owed."""
+        if not len(losses):
+            return
+        request = report_parts(
+            batch, losses, signals=signals or {}, offset=first, want_weights=answer is not None
+        )
+        owed = Owed(
+            request,
+            step=batch.step,
+            offset=request.offset,
+            count=len(losses),
+            size=request.size,
+            slice=(batch.offset, len(batch)),
+            answer=answer,
+        )
+        self._member.submit(owed, limit)
 
     def _weighs_here(self, batch: Batch, count: int) -> bool:
         """Whether this process makes the weights of a rule that reads losses. InvalidArgument: it should and cannot."""

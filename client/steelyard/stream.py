@@ -19,6 +19,7 @@ import grpc
 from steelyard import forking
 from steelyard.channel import open_channel
 from steelyard.errors import Internal, SteelyardError, Unavailable, from_rpc_error
+from steelyard.messages import Outgoing, ReportParts, request_of
 from steelyard.v1 import trainer_pb2, trainer_pb2_grpc
 
 _FIRST_DELAY = 0.05
@@ -65,7 +66,7 @@ class Stream:
         self._stop = threading.Event()
         self._leaving = False
         self._lock = threading.Lock()
-        self._outbox: queue.SimpleQueue[trainer_pb2.TrainerMessage | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Outgoing | None] = queue.SimpleQueue()
         self._call: grpc.Call | None = None
         self._answered = False  # whether the present connection brought anything
         self._progress = False  # whether it brought more than the answer to the join
@@ -74,7 +75,7 @@ class Stream:
     def start(self) -> None:
         self._thread.start()
 
-    def send(self, request: trainer_pb2.TrainerMessage) -> None:
+    def send(self, request: Outgoing) -> None:
         """Puts a message on the present connection; never waits. What a broken connection held is lost."""
         self._outbox.put(request)
 
@@ -143,7 +144,7 @@ class Stream:
     def _connect_once(self) -> SteelyardError:
         """Serves one connection until it ends, and returns with what. Raises what the owner raised."""
         self._answered = self._progress = False
-        outbox: queue.SimpleQueue[trainer_pb2.TrainerMessage | None] = queue.SimpleQueue()
+        outbox: queue.SimpleQueue[Outgoing | None] = queue.SimpleQueue()
         outbox.put(self._owner.joining())
         channel = open_channel(self._address, self._purpose)
         try:
@@ -170,19 +171,20 @@ class Stream:
 
 
 def _drain(
-    outbox: queue.SimpleQueue[trainer_pb2.TrainerMessage | None],
+    outbox: queue.SimpleQueue[Outgoing | None],
 ) -> Iterator[trainer_pb2.TrainRequest]:
     # Read by a daemon thread of gRPC's, which ends with the None that ends the connection.
-    gathered: list[trainer_pb2.TrainerMessage] = []
+    gathered: list[Outgoing] = []
     size = 0
-    for message in iter(outbox.get, None):
-        if gathered and size + message.ByteSize() > _REQUEST_BYTES:
-            yield trainer_pb2.TrainRequest(messages=gathered)
+    while (message := outbox.get()) is not None:
+        length = message.size if isinstance(message, ReportParts) else message.ByteSize()
+        if gathered and size + length > _REQUEST_BYTES:
+            yield request_of(gathered)
             gathered, size = [], 0
         gathered.append(message)
-        size += message.ByteSize()
+        size += length
         if outbox.empty():
-            yield trainer_pb2.TrainRequest(messages=gathered)
+            yield request_of(gathered)
             gathered, size = [], 0
     if gathered:
-        yield trainer_pb2.TrainRequest(messages=gathered)
+        yield request_of(gathered)
