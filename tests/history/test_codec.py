@@ -100,3 +100,8 @@ def test_what_cannot_be_stored_is_a_value_error(event: Event) -> None:
 def test_bytes_that_are_no_known_event_are_refused(payload: bytes) -> None:
     with pytest.raises(ValueError, match="expected an event"):
         decode(payload)
+
+
+def test_a_report_of_nothing_but_zeros_is_an_event() -> None:
+    event = LossesReported(0, 0, {})
+    assert same(decode(encode(event)), event)

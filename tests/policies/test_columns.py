@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steelyard_server.policies.columns import Derived, last_occurrence, parse_derived
+from steelyard_server.policies.columns import Derived, ascending, last_occurrence, parse_derived
 
 SIZE = 6
 NAN = float("nan")
@@ -92,3 +92,21 @@ def test_a_mean_needs_the_count_and_the_others_only_themselves() -> None:
 def test_the_last_occurrences_are_found_in_ascending_order_of_id(ids: list[int]) -> None:
     expected = [len(ids) - 1 - ids[::-1].index(example) for example in sorted(set(ids))]
     assert last_occurrence(np.array(ids, np.int64)).tolist() == expected
+
+
+@given(ids=st.lists(st.integers(0, 20), max_size=12))
+def test_ascending_is_each_id_once_in_order(ids: list[int]) -> None:
+    assert ascending(np.array(ids, np.int64)).tolist() == sorted(set(ids))
+
+
+@pytest.mark.parametrize("statistic", ["last", "mean", "ema", "count"])
+def test_ids_that_are_known_to_be_distinct_fold_as_any_others(statistic: str) -> None:
+    derived, rng = Derived(statistic, "loss", 0.9), np.random.default_rng(5)
+    told = {name: np.full(SIZE, np.nan, np.float32) for name in derived.columns}
+    asked = {name: np.full(SIZE, np.nan, np.float32) for name in derived.columns}
+    for _ in range(20):
+        ids, values = rng.permutation(SIZE)[:4], rng.normal(size=4).astype(np.float32)
+        derived.fold(told, ids, values, distinct=True)
+        derived.fold(asked, ids, values)
+    for name in derived.columns:
+        np.testing.assert_array_equal(told[name], asked[name])

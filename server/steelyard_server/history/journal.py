@@ -241,8 +241,9 @@ class Journal:
     def _record(self, payload: bytes) -> Put:
         self.chain = _link(self.chain, payload)
         self.total += _FIRST_PAYLOAD_BYTE + len(payload)
-        rest = _BODY.pack(self.total, self.chain) + payload
-        put = Put(Table.JOURNAL, self._key(self.next_seq), _HEAD.pack(VERSION, zlib.crc32(rest)) + rest)
+        body = _BODY.pack(self.total, self.chain)
+        head = _HEAD.pack(VERSION, zlib.crc32(payload, zlib.crc32(body)))
+        put = Put(Table.JOURNAL, self._key(self.next_seq), b"".join((head, body, payload)))
         self.next_seq += 1
         return put
 

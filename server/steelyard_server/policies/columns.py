@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
-Fold = Callable[[Mapping[str, Float32s], str, Ids, Float32s, float], None]
+Fold = Callable[[Mapping[str, Float32s], str, Ids, Float32s, float, bool], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +35,35 @@ class Derived:
         """The arrays that the fold needs: the column itself first."""
         return (self.name, f"count_{self.signal}") if self.statistic == "mean" else (self.name,)
 
-    def fold(self, columns: Mapping[str, Float32s], ids: Ids, values: Float32s) -> None:
-        """Folds finite `values` of `ids` into `columns` in place. O(m · times an id repeats)."""
-        _FOLDS[self.statistic](columns, self.signal, ids, values, self.decay)
+    def fold(
+        self, columns: Mapping[str, Float32s], ids: Ids, values: Float32s, *, distinct: bool = False
+    ) -> None:
+        """Folds finite `values` of `ids` into `columns` in place. O(m · times an id repeats).
+
+        `distinct` says that none does, which is then not looked into.
+        """
+        _FOLDS[self.statistic](columns, self.signal, ids, values, self.decay, distinct)
 
 
+@lru_cache(256)
 def parse_derived(name: str, *, decay: float = 0.9) -> Derived | None:
     """The derived column of that name, or None where `name` is a static column's."""
     statistic, _, signal = name.partition("_")
     return Derived(statistic, signal, decay) if signal and statistic in _FOLDS else None
 
 
+def ascending(ids: Ids) -> Ids:
+    """The ids in ascending order, each once."""
+    # By hand: np.unique takes several times as long for a batch.
+    ranked = np.sort(ids)
+    if len(ids) < 2:
+        return ranked
+    differs = ranked[1:] != ranked[:-1]
+    return ranked if differs.all() else ranked[np.concatenate(([True], differs))]
+
+
 def last_occurrence(ids: Ids) -> Ids:
     """Positions of the last occurrence of each id, in ascending order of id."""
-    # By hand: np.unique takes several times as long for a batch.
     order = np.argsort(ids, kind="stable")
     ranked = ids[order]
     last = np.ones(len(ids), np.bool_)
@@ -55,8 +71,11 @@ def last_occurrence(ids: Ids) -> Ids:
     return order[last]
 
 
-def _rounds(ids: Ids) -> Iterator[Ids]:
+def _rounds(ids: Ids, distinct: bool) -> Iterator[Ids | slice]:
     """Positions such that no id stands twice in a round, and its occurrences come in order."""
+    if distinct:
+        yield slice(None)
+        return
     order = np.argsort(ids, kind="stable")
     ranked = ids[order]
     starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]]) if len(ids) else np.empty(0, np.int64)
@@ -65,29 +84,37 @@ def _rounds(ids: Ids) -> Iterator[Ids]:
         yield order[occurrence == number]
 
 
-def _last(columns: Mapping[str, Float32s], signal: str, ids: Ids, values: Float32s, decay: float) -> None:
-    at = last_occurrence(ids)
+def _last(
+    columns: Mapping[str, Float32s], signal: str, ids: Ids, values: Float32s, decay: float, distinct: bool
+) -> None:
+    at = slice(None) if distinct else last_occurrence(ids)
     columns[f"last_{signal}"][ids[at]] = values[at]
 
 
-def _count(columns: Mapping[str, Float32s], signal: str, ids: Ids, values: Float32s, decay: float) -> None:
+def _count(
+    columns: Mapping[str, Float32s], signal: str, ids: Ids, values: Float32s, decay: float, distinct: bool
+) -> None:
     count = columns[f"count_{signal}"]
-    for at in _rounds(ids):
+    for at in _rounds(ids, distinct):
         count[ids[at]] = np.nan_to_num(count[ids[at]]) + np.float32(1)
 
 
-def _mean(columns: Mapping[str, Float32s], signal: str, ids: Ids, values: Float32s, decay: float) -> None:
+def _mean(
+    columns: Mapping[str, Float32s], signal: str, ids: Ids, values: Float32s, decay: float, distinct: bool
+) -> None:
     mean, count = columns[f"mean_{signal}"], columns[f"count_{signal}"]
-    for at in _rounds(ids):
+    for at in _rounds(ids, distinct):
         n = np.nan_to_num(count[ids[at]]).astype(np.float64) + 1
         known = np.nan_to_num(mean[ids[at]]).astype(np.float64)
         mean[ids[at]] = (known + (values[at] - known) / n).astype(np.float32)
         count[ids[at]] = n.astype(np.float32)
 
 
-def _ema(columns: Mapping[str, Float32s], signal: str, ids: Ids, values: Float32s, decay: float) -> None:
+def _ema(
+    columns: Mapping[str, Float32s], signal: str, ids: Ids, values: Float32s, decay: float, distinct: bool
+) -> None:
     ema = columns[f"ema_{signal}"]
-    for at in _rounds(ids):
+    for at in _rounds(ids, distinct):
         known, new = ema[ids[at]].astype(np.float64), values[at].astype(np.float64)
         ema[ids[at]] = np.where(np.isnan(known), new, decay * known + (1 - decay) * new).astype(np.float32)
 

@@ -147,9 +147,11 @@ class Journaled:
         """Applies `events` and gathers their records; the answer is reached, on the writer's thread, once they and all
         that was written before are durable. They are on their way to the disk after `hand_over`."""
         with self._writing() as (state, _):
+            before = self._bytes_since_checkpoint
             ops = self._apply(state, events)
-            self._gathered += ops
-            self._gathered_bytes += sum(map(weight, ops))
+            # One fence will do.
+            self._gathered += ops[1:] if self._gathered[:1] == ops[:1] else ops
+            self._gathered_bytes += self._bytes_since_checkpoint - before
         durable = self._durable
         if self._gathered_bytes >= _GATHER_BYTES:
             self.hand_over()

@@ -50,16 +50,22 @@ def check_signals(signals: Mapping[str, Float32s], what: str) -> None:
 
 def check_values(state: RunState, signals: Mapping[str, Float32s], what: str) -> None:
     """Invalid where the run refuses non-finite values, or the policy cannot use the finite ones."""
+    usable = dict(signals)
     for name, values in signals.items():
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad) and state.spec.on_nonfinite == "reject":
+        finite = np.isfinite(values)
+        if finite.all():
+            continue
+        if state.spec.on_nonfinite == "reject":
+            at = int(finite.argmin())
             raise Invalid(
                 f"expected finite values of {name!r} for {what} (the run's on_nonfinite is 'reject'); "
-                f"got {values[bad[0]]} at position {bad[0]}"
+                f"got {values[at]} at position {at}"
             )
+        usable[name] = np.where(finite, values, np.float32(0))
     for derived in state.policy.draw.derived:
-        values = signals.get(derived.signal, np.empty(0, np.float32))
-        objection = state.policy.draw.objection(derived.name, np.where(np.isfinite(values), values, 0))
+        if derived.signal not in usable:
+            continue
+        objection = state.policy.draw.objection(derived.name, usable[derived.signal])
         if objection is not None:
             raise Invalid(f"{what}: {objection}")
 
@@ -75,13 +81,14 @@ def _check_digest(report: Report, served: int | None) -> None:
 
 
 def _judge_values(state: RunState, report: Report, record: StepRecord) -> Disposition:
-    if record.contradicts(report.offset, report.signals):
-        raise Exists(
-            f"positions {report.offset}..{report.offset + report.count - 1} of step {report.step} were reported "
-            "before with other values"
-        )
-    if record.holds(report.offset, report.signals):
-        return Disposition.DUPLICATE
+    if not record.is_news(report.offset, report.count):
+        if record.contradicts(report.offset, report.signals):
+            raise Exists(
+                f"positions {report.offset}..{report.offset + report.count - 1} of step {report.step} were reported "
+                "before with other values"
+            )
+        if record.holds(report.offset, report.signals):
+            return Disposition.DUPLICATE
     if record.closed:
         return Disposition.LATE
     check_values(state, report.signals, f"step {report.step}")

@@ -30,7 +30,7 @@ from steelyard_server.core.events import (
     SignalsObserved,
     StepClosed,
 )
-from steelyard_server.policies.columns import last_occurrence
+from steelyard_server.policies.columns import ascending
 from steelyard_server.policies.draw import Drawer, Examples
 from steelyard_server.policies.policy import Policy
 from steelyard_server.runs.spec import RunSpec
@@ -223,13 +223,16 @@ class RunState:
     def _apply_reported(self, event: LossesReported) -> None:
         record = self.steps[event.step]
         losses = event.signals["loss"]
-        new = ~record.reported[event.offset : event.offset + len(losses)]
-        self.counters.reported_losses += int(new.sum())
-        self.counters.nonfinite_losses += int((~np.isfinite(losses[new])).sum())
+        at = slice(event.offset, event.offset + len(losses))
+        # Mostly all are: then nothing is picked.
+        new = ... if record.is_news(event.offset, len(losses)) else ~record.reported[at]
+        fresh = losses[new]
+        self.counters.reported_losses += len(fresh)
+        self.counters.nonfinite_losses += len(fresh) - int(np.count_nonzero(np.isfinite(fresh)))
         record.take(event.offset, event.signals)
         if self.spec.staleness == "any":
-            ids = record.drawn.ids[event.offset : event.offset + len(losses)][new]
-            self._fold(event.step, ids, {name: values[new] for name, values in event.signals.items()})
+            signals = {name: values[new] for name, values in event.signals.items()}
+            self._fold(event.step, record.drawn.ids[at][new], signals)
         self._advance()
 
     def _apply_observed(self, event: SignalsObserved) -> None:
@@ -325,7 +328,7 @@ class RunState:
             step = self.folded_steps
             record = self.steps.get(step)
             if record is not None and not record.folded and self.spec.staleness != "any":
-                at = np.flatnonzero(record.reported)
+                at = record.reported if record.missing else ...
                 signals = {name: values[at] for name, values in record.signals.items()}
                 self._fold(step, record.drawn.ids[at], signals)
                 record.folded = True
@@ -334,6 +337,8 @@ class RunState:
         self._fold_observed(self.folded_steps - 1)
 
     def _fold_observed(self, upto: int) -> None:
+        if not self.observed:
+            return
         due = [seen for seen in self.observed if seen.step <= upto]
         if due:
             self.observed = [seen for seen in self.observed if seen.step > upto]
@@ -351,10 +356,12 @@ class RunState:
             if values is None:
                 continue
             finite = np.isfinite(values)
+            at = ... if finite.all() else finite
             # The drawer is built before the columns change, so that it hears of every change.
             drawer = self.drawer
-            derived.fold(self.examples.columns, ids[finite], values[finite])
-            changed = ids[finite][last_occurrence(ids[finite])]
+            changed = ascending(ids[at])
+            distinct = len(changed) == len(ids[at])
+            derived.fold(self.examples.columns, ids[at], values[at], distinct=distinct)
             for name in derived.columns:
                 self._mark(name, changed)
             drawer.changed(changed)

@@ -13,13 +13,17 @@ from steelyard_server.core.events import BatchDrawn, Float32s, Ids
 
 @dataclass(slots=True, eq=False)
 class StepRecord:
-    """`reported` is bool[B]; each signal float32[B], NaN where it was not reported."""
+    """`reported` is bool[B], of which `missing` are not set; each signal float32[B], NaN where it was not reported."""
 
     drawn: BatchDrawn
     reported: npt.NDArray[np.bool_]
     signals: dict[str, Float32s] = field(default_factory=dict)
     closed: bool = False
     folded: bool = False
+    missing: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.missing = len(self.reported) - int(np.count_nonzero(self.reported))
 
     @classmethod
     def of(cls, drawn: BatchDrawn) -> StepRecord:
@@ -27,7 +31,13 @@ class StepRecord:
 
     @property
     def complete(self) -> bool:
-        return bool(self.reported.all())
+        return not self.missing
+
+    def is_news(self, offset: int, count: int) -> bool:
+        """Whether none of these positions was reported."""
+        if self.missing == len(self.reported):
+            return True
+        return not self.reported[offset : offset + count].any()
 
     def holds(self, offset: int, signals: Mapping[str, Float32s]) -> bool:
         """Whether these very signals are among what was reported."""
@@ -49,12 +59,18 @@ class StepRecord:
         return False
 
     def take(self, offset: int, signals: Mapping[str, Float32s]) -> None:
+        count = len(next(iter(signals.values())))
+        at = slice(offset, offset + count)
         for name, values in signals.items():
+            if count == len(self.reported):
+                self.signals[name] = values.copy()
+                continue
             if name not in self.signals:
                 self.signals[name] = np.full(len(self.reported), np.nan, np.float32)
-            self.signals[name][offset : offset + len(values)] = values
-            self.reported[offset : offset + len(values)] = True
-        if self.complete:
+            self.signals[name][at] = values
+        self.missing -= count - int(np.count_nonzero(self.reported[at]))
+        self.reported[at] = True
+        if not self.missing:
             self.closed = True
 
 
