@@ -17,7 +17,7 @@ from typing import Protocol
 import grpc
 
 from steelyard import forking
-from steelyard.channel import open_channel
+from steelyard.channel import SharedChannels
 from steelyard.errors import Internal, SteelyardError, Unavailable, from_rpc_error
 from steelyard.messages import Outgoing, ReportParts, request_of
 from steelyard.v1 import trainer_pb2, trainer_pb2_grpc
@@ -34,6 +34,8 @@ _DOUBTFUL_TRIES = 3
 _REQUEST_BYTES = 1 << 20
 # Our own, so that a program that seeds or watches the module's generator does not meet ours.
 _JITTER = random.Random()  # noqa: S311 -- jitter keeps no secret
+
+_CHANNELS = SharedChannels()
 
 
 class Owner(Protocol):
@@ -146,7 +148,9 @@ class Stream:
         self._answered = self._progress = False
         outbox: queue.SimpleQueue[Outgoing | None] = queue.SimpleQueue()
         outbox.put(self._owner.joining())
-        channel = open_channel(self._address, self._purpose)
+        channel = _CHANNELS.take(self._address, self._purpose)
+        call: grpc.Call | None = None
+        broken = False
         try:
             call = trainer_pb2_grpc.TrainerServiceStub(channel).Train(_drain(outbox))
             forking.keep(call)
@@ -162,12 +166,16 @@ class Stream:
                     self._owner.received(message)
             return Unavailable("the server ended the stream")
         except grpc.RpcError as error:
-            return from_rpc_error(error)
+            failure = from_rpc_error(error)
+            broken = failure.code in _BROKEN | _DOUBTFUL and not self._stop.is_set()
+            return failure
         finally:
             outbox.put(None)
             with self._lock:
                 self._call = None
-            channel.close()
+            if call is not None:
+                call.cancel()  # where its owner raised; others may use the channel
+            _CHANNELS.give_back(channel, broken=broken)
 
 
 def _drain(

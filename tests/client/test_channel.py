@@ -5,7 +5,7 @@ import json
 import pytest
 
 from steelyard import errors
-from steelyard.channel import _OPTIONS, explained
+from steelyard.channel import _OPTIONS, SharedChannels, explained
 from steelyard.v1 import datasets_pb2, events_pb2, runs_pb2
 
 
@@ -46,3 +46,32 @@ def test_only_methods_that_exist_and_may_be_repeated_are_retried():
         *("CreateDataset", "DeleteDataset", "CreateRun", "DeleteRun", "Observe", "Fork")
     }
     assert rule["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+
+
+@pytest.fixture
+def channels():
+    return SharedChannels()
+
+
+def test_who_asks_for_the_same_server_shares_its_channel_and_the_last_one_closes_it(channels):
+    one, two, other = (channels.take(address, "joining") for address in ("a:1", "a:1", "b:1"))
+    assert one is two
+    assert one is not other
+    channels.give_back(one, broken=False)
+    assert channels.take("a:1", "joining") is two
+    channels.give_back(two, broken=False)
+    channels.give_back(two, broken=False)
+    assert channels.take("a:1", "joining") is not two
+    with pytest.raises(ValueError, match="closed channel"):
+        two.unary_unary("/x/y")(b"")
+
+
+def test_a_channel_that_broke_is_handed_to_nobody_and_stays_with_those_who_have_it(channels):
+    one, two = channels.take("a:1", "joining"), channels.take("a:1", "joining")
+    channels.give_back(one, broken=True)
+    new = channels.take("a:1", "joining")
+    assert new is not two
+    channels.give_back(two, broken=True)
+    with pytest.raises(ValueError, match="closed channel"):
+        two.unary_unary("/x/y")(b"")
+    assert channels.take("a:1", "joining") is new
