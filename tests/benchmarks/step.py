@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import queue
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import grpc
 import numpy as np
@@ -18,6 +20,8 @@ from tests.benchmarks.processes import Program
 from tests.benchmarks.programs import bare
 from tests.benchmarks.wire import BATCH, DRAW, message_sizes
 
+_T = TypeVar("_T")
+
 _COMPUTE_SECONDS = 0.005
 """Stands for the forward and backward pass, in which the next batch comes and the report leaves."""
 _WEIGH = {"method": "linupper", "r": 0.4, "where": "server"}
@@ -28,38 +32,90 @@ def measure(options: Options) -> Iterator[Table]:
     with ServerProcess(options.scratch / "step") as server:
         client = server.client()
         client.create_dataset("d", size)
-        yield _prefetched(options, client, size)
+        for staleness in (16, 2):
+            yield _prefetched(options, client, size, staleness)
+        if importlib.util.find_spec("torch"):
+            yield _with_torch(options, client, size)
         yield _weighed(options, client, size)
 
 
-def _prefetched(options: Options, client: steelyard.Client, size: int) -> Table:
-    steps = 20 if options.quick else 300
-    run = client.create_run("prefetched", dataset="d", batch_size=BATCH, draw=DRAW)
+def _prefetched(options: Options, client: steelyard.Client, size: int, staleness: int) -> Table:
+    run = client.create_run(
+        f"prefetched-{staleness}", dataset="d", batch_size=BATCH, draw=DRAW, staleness=staleness
+    )
     losses = np.random.default_rng(0).random(BATCH, np.float32)
-    names = ("next, median", "next, p99", "report, median", "report, p99", "both, median", "both, p99")
-    found: dict[str, list[float]] = {name: [] for name in names}
+    found = _Costs("next", "report")
+    waits: list[float] = []
     with run.join(attempt="benchmark", timeout=60) as session:
-        for _ in range(session.prefetch):
-            session.report(session.next(), losses)
-        time.sleep(10 * _COMPUTE_SECONDS)
-        for _ in range(options.repeats):
-            taken, reported = [], []
-            for _ in range(steps):
-                start = time.perf_counter()
-                batch = session.next()
-                middle = time.perf_counter()
-                time.sleep(_COMPUTE_SECONDS)
-                again = time.perf_counter()
-                session.report(batch, losses)
-                taken.append(1e6 * (middle - start))
-                reported.append(1e6 * (time.perf_counter() - again))
-            both = [a + b for a, b in zip(taken, reported, strict=True)]
-            for name, values in (("next", taken), ("report", reported), ("both", both)):
-                found[f"{name}, median"].append(statistics.median(values))
-                found[f"{name}, p99"].append(quantile(values, 0.99))
-    series = [Series(name, "µs", values) for name, values in found.items()]
-    sizes = {"ids": size, "batch": BATCH, "steps a turn": steps, "compute, ms": 1e3 * _COMPUTE_SECONDS}
+        buffered = session._member.ledger.buffered
+
+        def step() -> None:
+            waits[-1] += not buffered
+            batch = found.timed("next", session.next)
+            time.sleep(_COMPUTE_SECONDS)
+            found.timed("report", lambda: session.report(batch, losses))
+
+        for turn in range(-1, options.repeats):  # the first one fills the pipe and warms up
+            waits.append(0)
+            for _ in range(found.steps(options)):
+                step()
+            found.end_turn(keep=turn >= 0)
+    series = [*found.series(), Series("steps that waited for their batch", "", waits[1:])]
+    sizes = {"ids": size, "batch": BATCH, "staleness": staleness, **found.sizes(options)}
     return Table("step: next and report on the trainer's thread, prefetched", series, sizes)
+
+
+def _with_torch(options: Options, client: steelyard.Client, size: int) -> Table:
+    """A DataLoader's part is its own; what is measured is what the sampler adds: an iteration of it, and update."""
+    import torch
+
+    from steelyard.torch import BatchSampler
+
+    run = client.create_run("torch", dataset="d", batch_size=BATCH, draw=DRAW)
+    losses = torch.rand(BATCH, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    found = _Costs("next of the sampler", "update")
+    with BatchSampler(run, timeout=60) as sampler:
+        batches = iter(sampler)
+        for turn in range(-1, options.repeats):
+            for _ in range(found.steps(options)):
+                found.timed("next of the sampler", lambda: next(batches))
+                time.sleep(_COMPUTE_SECONDS)
+                found.timed("update", lambda: sampler.update(losses))
+            found.end_turn(keep=turn >= 0)
+    sizes = {"ids": size, "batch": BATCH, **found.sizes(options)}
+    return Table("step: the same with torch, whose objective is in update", found.series(), sizes)
+
+
+class _Costs:
+    """Microseconds of named calls, a step each; their medians and 99th percentiles, and those of the sum, by turn."""
+
+    def __init__(self, *names: str) -> None:
+        self._turn: dict[str, list[float]] = {name: [] for name in names}
+        self._found: dict[str, list[float]] = {}
+
+    def steps(self, options: Options) -> int:
+        """Of a turn."""
+        return 20 if options.quick else 300
+
+    def timed(self, name: str, call: Callable[[], _T]) -> _T:
+        start = time.perf_counter()
+        result = call()
+        self._turn[name].append(1e6 * (time.perf_counter() - start))
+        return result
+
+    def end_turn(self, *, keep: bool) -> None:
+        both = [sum(one) for one in zip(*self._turn.values(), strict=True)]
+        for name, values in [*self._turn.items(), ("both", both)]:
+            if keep:
+                self._found.setdefault(f"{name}, median", []).append(statistics.median(values))
+                self._found.setdefault(f"{name}, p99", []).append(quantile(values, 0.99))
+        self._turn = {name: [] for name in self._turn}
+
+    def series(self) -> list[Series]:
+        return [Series(name, "µs", values) for name, values in self._found.items()]
+
+    def sizes(self, options: Options) -> dict[str, object]:
+        return {"steps a turn": self.steps(options), "compute, ms": 1e3 * _COMPUTE_SECONDS}
 
 
 def _weighed(options: Options, client: steelyard.Client, size: int) -> Table:

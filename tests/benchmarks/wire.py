@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -49,31 +51,91 @@ def message_sizes(count: int, size: int) -> tuple[int, int]:
 
 
 def _table(options: Options, server: ServerProcess, size: int, ranks: int, processes: int) -> Table:
+    """One rank has the connection to itself either way; several of one process share it, as sessions do."""
     seconds = 0.3 if options.quick else 3.0
     a_slice = BATCH // ranks
     up, down = message_sizes(a_slice, size)
-    loads: dict[str, list[Load]] = {"steelyard": [], "bare stream": []}
+    loads: dict[str, list[Load]] = {}
     with Program("bare_server", "--answers", down, life=400) as echo:
-        ends = ("--port", echo.read()["port"], "--method", bare.ECHO, "--streams", ranks // processes)
-        plain = [("bare_client", (*ends, "--credit", STALENESS, "--report", up))] * processes
+        port = echo.read()["port"]
 
-        def steelyard_itself() -> float:
+        def bare_streams(method: str, *flags: str) -> Callable[[], Load]:
+            arguments = ("--port", port, "--method", method, "--streams", ranks // processes)
+            client = ("bare_client", (*arguments, "--credit", STALENESS, "--report", up, *flags))
+            return lambda: load(echo.pid, [client] * processes, seconds)
+
+        def steelyard_itself() -> Load:
             name = f"{ranks}-ranks-{len(loads['steelyard'])}"
-            loads["steelyard"].append(load(server.pid, _trainers(server, name, ranks, processes), seconds))
-            return loads["steelyard"][-1].steps * a_slice
+            return load(server.pid, _trainers(server, name, ranks, processes), seconds)
 
-        def bare_stream() -> float:
-            loads["bare stream"].append(load(echo.pid, plain, seconds))
-            return loads["bare stream"][-1].steps * a_slice
+        cases = {"steelyard": steelyard_itself, "bare stream": bare_streams(bare.ECHO, "--shared")}
+        if ranks > 1:
+            cases["bare stream, a connection each"] = bare_streams(bare.ECHO)
+        cases["bare stream, gathered"] = bare_streams(bare.GATHERED, "--shared")
+        loads |= {name: [] for name in cases}
 
-        found = in_turns(options.repeats, {"steelyard": steelyard_itself, "bare stream": bare_stream})
-    series = [Series(name, "ids/s", found[name], "bare stream") for name in loads]
-    cpu = "server's CPU a slice, {}".format
-    series += [
-        Series(cpu(name), "µs", [one.cpu for one in loads[name]], cpu("bare stream")) for name in loads
+        def steps_of(name: str) -> float:
+            loads[name].append(cases[name]())
+            return loads[name][-1].steps
+
+        found = in_turns(options.repeats, {name: partial(steps_of, name) for name in cases})
+    series = [
+        Series(name, "ids/s", [a_slice * steps for steps in values], "bare stream")
+        for name, values in found.items()
     ]
+    series += _over(found, [name for name in cases if name not in ("steelyard", "bare stream")])
+    series.append(Series("steelyard, reports acknowledged", "/s", found["steelyard"]))
+    series += _cpu(loads)
+    series += _fairness(loads["steelyard"], ranks)
     sizes = {"ids": size, "batch": BATCH, "ranks": ranks, "client processes": processes}
     return Table("wire: scored draw, durability sync", series, {**sizes, "bytes up": up, "bytes down": down})
+
+
+def _over(found: Mapping[str, list[float]], others: Sequence[str]) -> list[Series]:
+    """Steelyard beside the bare streams that the table's ratios are not of."""
+    return [
+        Series(
+            f"steelyard over {name}",
+            "x",
+            [a / b for a, b in zip(found["steelyard"], found[name], strict=True)],
+        )
+        for name in others
+    ]
+
+
+def _cpu(loads: Mapping[str, list[Load]]) -> list[Series]:
+    series = []
+    for name in ("steelyard", "bare stream"):
+        series.append(Series(f"server's CPU a slice, {name}", "µs", [one.cpu for one in loads[name]]))
+        clients = [
+            1e6
+            * sum(answer["cpu"] for answer in one.answers)
+            / sum(answer["steps"] for answer in one.answers)
+            for one in loads[name]
+        ]
+        series.append(Series(f"clients' CPU a slice, {name}", "µs", clients))
+    return series
+
+
+def _fairness(loads: Sequence[Load], ranks: int) -> list[Series]:
+    """Of the rank that fares worst in each turn."""
+    found: dict[str, list[float]] = {}
+    for one in loads:
+        between = [pair for answer in one.answers for pair in answer["between"]]
+        rounds = [pair for answer in one.answers for pair in answer["rounds"]]
+        steps = sum(answer["steps"] for answer in one.answers)
+        values = {
+            "between batches, median, ms": 1e3 * statistics.median(middle for middle, _ in between),
+            "between batches, p99, worst rank, ms": 1e3 * max(last for _, last in between),
+            f"between batches, p99 / median of {STALENESS}, worst rank": max(
+                last / middle for middle, last in rounds
+            ),
+            "least served rank / mean": min(answer["least"] for answer in one.answers) * ranks / steps,
+            "most served rank / mean": max(answer["most"] for answer in one.answers) * ranks / steps,
+        }
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    return [Series(name, "", values) for name, values in found.items()]
 
 
 def _trainers(

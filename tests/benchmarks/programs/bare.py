@@ -13,6 +13,8 @@ import numpy as np
 SERVICE = "benchmarks.Bare"
 ECHO = f"/{SERVICE}/Echo"
 """report -> its answers, from the handler itself."""
+GATHERED = f"/{SERVICE}/Gathered"
+"""Several reports as one message, whose number is how many -> their answers as one message, likewise."""
 PIPELINE = f"/{SERVICE}/Pipeline"
 """report -> actor -> committing writer -> its answers."""
 UNARY = f"/{SERVICE}/Unary"
@@ -40,6 +42,12 @@ def answers(report: bytes, sizes: Sequence[int]) -> list[bytes]:
     """The messages that answer a report: one of each size."""
     step, _ = head(report)
     return [message(step, size, last=at == len(sizes) - 1) for at, size in enumerate(sizes)]
+
+
+def gathered_answer(reports: bytes, sizes: Sequence[int]) -> bytes:
+    """The one message that answers so many reports."""
+    count, _ = head(reports)
+    return message(count, count * sum(sizes))
 
 
 # (stream, the answers to one of its reports); None for the answers: the stream is over.

@@ -16,9 +16,10 @@ import grpc
 from tests.benchmarks.programs import bare, parent
 
 
-def handlers(echo: Any, pipeline: Any, unary: Any) -> grpc.GenericRpcHandler:
+def handlers(echo: Any, gathered: Any, pipeline: Any, unary: Any) -> grpc.GenericRpcHandler:
     methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         "Echo": grpc.stream_stream_rpc_method_handler(echo),
+        "Gathered": grpc.stream_stream_rpc_method_handler(gathered),
         "Pipeline": grpc.stream_stream_rpc_method_handler(pipeline),
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
     }
@@ -39,6 +40,10 @@ async def serve_with_asyncio(args: Namespace) -> None:
         while (report := await context.read()) is not grpc.aio.EOF:
             for message in bare.answers(report, args.answers):
                 await context.write(message)
+
+    async def gathered(_: object, context: grpc.aio.ServicerContext) -> None:
+        while (reports := await context.read()) is not grpc.aio.EOF:
+            await context.write(bare.gathered_answer(reports, args.answers))
 
     async def pipeline(_: object, context: grpc.aio.ServicerContext) -> None:
         stream: asyncio.Queue[list[bytes] | None] = asyncio.Queue()
@@ -62,7 +67,7 @@ async def serve_with_asyncio(args: Namespace) -> None:
         return bare.answers(report, [sum(args.answers)])[0]
 
     server = grpc.aio.server(options=bare.OPTIONS)
-    server.add_generic_rpc_handlers((handlers(echo, pipeline, unary),))
+    server.add_generic_rpc_handlers((handlers(echo, gathered, pipeline, unary),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     parent.say({"port": port})
@@ -100,11 +105,15 @@ def serve_with_threads(args: Namespace) -> None:
         for report in reports:
             yield from bare.answers(report, args.answers)
 
+    def gathered(reports: Iterator[bytes], _: object) -> Iterator[bytes]:
+        for report in reports:
+            yield bare.gathered_answer(report, args.answers)
+
     def unary(report: bytes, _: object) -> bytes:
         return bare.answers(report, [sum(args.answers)])[0]
 
     server = grpc.server(ThreadPoolExecutor(80), options=bare.OPTIONS)
-    server.add_generic_rpc_handlers((handlers(echo, pipeline, unary),))
+    server.add_generic_rpc_handlers((handlers(echo, gathered, pipeline, unary),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     parent.say({"port": port})

@@ -13,6 +13,8 @@ from tests.benchmarks.programs import parent
 
 _FIRST_STEPS = 4
 """Every rank has made these before anything is counted."""
+ROUND = 16
+"""Batches that a rank holds ahead. They come in bursts, so the time for as many tells of a rank that starves."""
 
 
 class Rank:
@@ -21,6 +23,8 @@ class Rank:
         self._rank = rank
         self._started = started
         self._reported = 0
+        self.taken: list[float] = []
+        """When each batch was handed out."""
         self.session: steelyard.Session | None = None
         self.over = False
         self.error: str | None = None
@@ -47,6 +51,7 @@ class Rank:
         for batch in self.session:
             if self.over:
                 return
+            self.taken.append(time.monotonic())
             self.session.report(batch, losses[: len(batch)])
             self._reported += 1
             if self._reported == _FIRST_STEPS:
@@ -75,9 +80,10 @@ def main() -> None:
     parent.say("ready")
     start, stop = parent.hear_window()
     time.sleep(max(0.0, start - time.monotonic()))
-    before = [rank.durable for rank in ranks]
+    before, cpu = [rank.durable for rank in ranks], time.process_time()
     time.sleep(max(0.0, stop - time.monotonic()))
     made = [rank.durable - already for rank, already in zip(ranks, before, strict=True)]
+    cpu = time.process_time() - cpu
     for rank in ranks:
         rank.over = True
     for rank in ranks:
@@ -86,7 +92,26 @@ def main() -> None:
     for thread in threads:
         thread.join(10)
     errors = [rank.error for rank in ranks if rank.error]
-    parent.say({"steps": sum(made), "least": min(made), "errors": errors})
+    taken = [[at for at in rank.taken if start <= at < stop] for rank in ranks]
+    parent.say(
+        {
+            "steps": sum(made),
+            "least": min(made),
+            "most": max(made),
+            "cpu": cpu,
+            "between": [between(times, 1) for times in taken],
+            "rounds": [between(times, ROUND) for times in taken],
+            "errors": errors,
+        }
+    )
+
+
+def between(times: list[float], batches: int) -> tuple[float, float]:
+    """Median and 99th percentile of the seconds from a batch to the one so many later; no end where there is none."""
+    gaps = np.subtract(times[batches:], times[:-batches])
+    if not len(gaps):
+        return float("inf"), float("inf")
+    return float(np.median(gaps)), float(np.quantile(gaps, 0.99))
 
 
 if __name__ == "__main__":
