@@ -62,7 +62,7 @@ def to_bytes(array: AnyArray) -> bytes:
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
 
 
-def from_bytes(data: bytes, dtype: np.dtype[Any]) -> AnyArray:
+def from_bytes(data: bytes | memoryview, dtype: np.dtype[Any]) -> AnyArray:
     """Read-only, in native byte order. ValueError when the bytes are no whole number of elements."""
     array = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
     array.flags.writeable = False

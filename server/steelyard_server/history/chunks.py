@@ -2,10 +2,14 @@
 
 key     = owner u64 BE | column name, UTF-8 | 0 | chunk index u32 BE | seq u64 BE      (table CHUNKS)
 content = element type u8 | elements, little-endian
+        | element type + 128 u8 | count u32 LE | the NaN that all elements are
+
+So where no example has a value yet, a chunk takes a few bytes and not 256 KiB.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +26,9 @@ CHUNK = 1 << 16
 """Elements of a chunk."""
 
 MAX_NAME_BYTES = 256
+
+_BLANK = 128
+_COUNT = struct.Struct("<I")
 
 
 def chunk_count(length: int) -> int:
@@ -41,8 +48,7 @@ class Chunks:
         """Chunk `index` of the array `name` as of `seq`; at most CHUNK elements, one dimension."""
         if values.ndim != 1 or values.size > CHUNK:
             raise ValueError(f"expected one dimension of at most {CHUNK} elements, got shape {values.shape}")
-        content = bytes([int(element_type(values))]) + to_bytes(values)
-        return self.versions.put(_row_name(name, index), seq, content)
+        return self.versions.put(_row_name(name, index), seq, _encode(values))
 
     def write(
         self, name: str, values: AnyArray, seq: int, dirty: npt.NDArray[np.bool_] | None = None
@@ -62,10 +68,7 @@ class Chunks:
         content = self.versions.newest([_row_name(name, index)], [place], at_seq)[0]
         if content is None:
             return None
-        dtype = DTYPES.get(content[0]) if content else None  # type: ignore[call-overload]
-        if dtype is None or (len(content) - 1) % dtype.itemsize:
-            raise RecordDamaged(place, "expected an element type and whole elements")
-        return from_bytes(content[1:], dtype)
+        return _decode(place, content)
 
     def read(self, name: str, length: int, dtype: np.dtype[Any], at_seq: int | None = None) -> AnyArray:
         """The whole array as of `at_seq`, writable. RecordDamaged, with the chunk, when it is not there as
@@ -74,10 +77,10 @@ class Chunks:
         out = np.empty(length, dtype)
         for index, part in self._parts(out):
             found = self.chunk(name, index, at_seq)
-            place = f"{self._owner_name}, column {name!r}, chunk {index}"
-            if found is None:
-                raise RecordDamaged(place, "it is missing")
-            if found.dtype != dtype or found.size != part.size:
+            if found is None or found.dtype != dtype or found.size != part.size:
+                place = f"{self._owner_name}, column {name!r}, chunk {index}"
+                if found is None:
+                    raise RecordDamaged(place, "it is missing")
                 expected = f"expected {part.size} of {np.dtype(dtype)}, found {found.size} of {found.dtype}"
                 raise RecordDamaged(place, expected)
             part[:] = found
@@ -110,3 +113,32 @@ def row_prefix(name: str) -> bytes:
 
 def _row_name(name: str, index: int) -> bytes:
     return row_prefix(name) + index.to_bytes(4, "big")
+
+
+def _encode(values: AnyArray) -> bytes:
+    kind = int(element_type(values))
+    if values.size > 1 and _is_blank(values):
+        return bytes([kind | _BLANK]) + _COUNT.pack(values.size) + to_bytes(values[:1])
+    return bytes([kind]) + to_bytes(values)
+
+
+def _is_blank(values: AnyArray) -> bool:
+    """Whether all elements are the same NaN, bit for bit: there are many."""
+    if values.dtype.kind != "f" or values[0] == values[0]:
+        return False
+    bits = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
+    return bool((bits == bits[0]).all())
+
+
+def _decode(place: str, content: bytes) -> AnyArray:
+    """Read-only. RecordDamaged where it is nothing that _encode makes."""
+    dtype = DTYPES.get(content[0] & ~_BLANK) if content else None  # type: ignore[call-overload]
+    head = 1 + _COUNT.size if content and content[0] & _BLANK else 1
+    if dtype is None or (len(content) - head) % dtype.itemsize or len(content) < head:
+        raise RecordDamaged(place, "expected an element type and whole elements")
+    values = from_bytes(memoryview(content)[head:], dtype)
+    if head == 1:
+        return values
+    if values.size != 1:
+        raise RecordDamaged(place, f"expected one element that stands for all, found {values.size}")
+    return np.broadcast_to(values, (_COUNT.unpack_from(content, 1)[0],))

@@ -245,7 +245,7 @@ class RunLog:
         """The newest saved state at or before record `seq`, the first record that it lacks, and the chain there."""
         checkpoint: Checkpoint | None = self._checkpoints.newest(seq)
         if checkpoint is not None:
-            state = snapshot.restore(*self._checkpoints.load(checkpoint))
+            state = snapshot.restore(*self._checkpoints.load(checkpoint), give=True)
             return state, checkpoint.seq, checkpoint.chain
         if not self._begins_at_creation():
             raise RecordDamaged(

@@ -52,15 +52,18 @@ def take(state: RunState) -> Snapshot:
 
 
 def restore(
-    meta: Mapping[str, Any], blobs: Mapping[str, AnyArray], columns: Mapping[str, AnyArray]
+    meta: Mapping[str, Any],
+    blobs: Mapping[str, AnyArray],
+    columns: Mapping[str, AnyArray],
+    *,
+    give: bool = False,
 ) -> RunState:
-    """The state that `take` saw. The arrays are copied where the state will write to them."""
+    """The state that `take` saw. The arrays are copied where the state will write to them; but `columns` that the
+    caller gives away, writable and of float32, become the state's own: it then takes no memory of its own for them."""
     spec = RunSpec.model_validate(meta["spec"])
-    state = RunState(RunCreated(spec.model_dump(mode="json"), int(meta["size"])))
+    given = {name: values if give else np.array(values, np.float32) for name, values in columns.items()}
+    state = RunState(RunCreated(spec.model_dump(mode="json"), int(meta["size"])), given)
     state.examples.retired = np.array(blobs["retired"], np.int64)
-    for name in state.examples.columns:
-        state.examples.columns[name] = np.array(columns[name], np.float32)
-        state.dirty[name][:] = False
     state.next_step = int(meta["next_step"])
     state.closed_steps = int(meta["closed_steps"])
     state.folded_steps = int(meta["folded_steps"])

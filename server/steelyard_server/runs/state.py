@@ -76,7 +76,8 @@ class HistoryEntry:
 class RunState:
     """Everything that determines the batches to come. Single-threaded."""
 
-    def __init__(self, created: RunCreated) -> None:
+    def __init__(self, created: RunCreated, columns: Mapping[str, Float32s] | None = None) -> None:
+        """`columns` are those of a saved state, which this one takes over as saved; all that the policy reads."""
         self.spec = RunSpec.model_validate(dict(created.spec))
         self.policy: Policy = self.spec.policy
         self.examples = Examples(created.dataset_size, np.empty(0, np.int64), {})
@@ -92,7 +93,10 @@ class RunState:
         self.counters = Counters()
         self.unsaved_history: list[HistoryEntry] = []
         self.dirty: dict[str, npt.NDArray[np.bool_]] = {}
-        self._add_columns()
+        if columns is None:
+            self._add_columns()
+        else:
+            self._take_columns(columns)
         self._drawer: Drawer | None = None
         self.drawer_state: Mapping[str, Any] | None = None
 
@@ -389,6 +393,11 @@ class RunState:
             if name not in self.examples.columns:
                 self.examples.columns[name] = np.full(self.examples.size, np.nan, np.float32)
                 self.dirty[name] = np.ones(-(-self.examples.size // COLUMN_CHUNK), np.bool_)
+
+    def _take_columns(self, columns: Mapping[str, Float32s]) -> None:
+        for name in self._columns_needed():
+            self.examples.columns[name] = columns[name]
+            self.dirty[name] = np.zeros(-(-self.examples.size // COLUMN_CHUNK), np.bool_)
 
     def _drop_columns(self) -> None:
         for name in set(self.examples.columns) - set(self._columns_needed()):
