@@ -9,7 +9,7 @@ and the next one replaces or removes them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,20 +70,45 @@ class Checkpoints:
         flags for that. Clear the flags, and save again, only when the ops are durable; write them behind
         journal.fence().
         """
+        ops: list[Op] = []
+        for name, indices in self.owed(columns, dirty).items():
+            ops += [self.chunk(seq, name, i, columns[name][i * CHUNK : (i + 1) * CHUNK]) for i in indices]
+        return [*ops, self.row(seq, step, chain, meta, blobs, columns)]
+
+    def owed(
+        self,
+        columns: Mapping[str, AnyArray],
+        dirty: Mapping[str, npt.NDArray[np.bool_] | None],
+    ) -> dict[str, Sequence[int]]:
+        """Which chunks of each column a checkpoint must write, by name, each in order; see `save`. Of the columns,
+        only the lengths and types are looked at.
+        """
         before = self.newest()
+        return {
+            name: _changed(name, columns[name], dirty.get(name), before.columns.get(name) if before else None)
+            for name in sorted(columns)
+        }
+
+    def chunk(self, seq: int, name: str, index: int, values: AnyArray) -> Op:
+        """The op that stores a chunk of a checkpoint; it counts once the row is there."""
+        return self._chunks.put(name, index, seq, values)
+
+    def row(
+        self,
+        seq: int,
+        step: int,
+        chain: bytes,
+        meta: Mapping[str, Any],
+        blobs: Mapping[str, AnyArray],
+        columns: Mapping[str, AnyArray],
+    ) -> Op:
+        """The op that makes a checkpoint count, when all its chunks are written. Of `columns` as of `owed`."""
         row = checkpoints_pb2.Checkpoint(seq=seq, step=step, chain=chain, meta_json=to_json(meta))
         for name in sorted(blobs):
             row.blobs.add(name=name, array=pack(blobs[name]))
-        ops: list[Op] = []
         for name in sorted(columns):
-            values = columns[name]
-            row.columns.add(name=name, element_type=element_type(values), length=values.size)
-            flags = _changed(values, dirty.get(name), before.columns.get(name) if before else None)
-            ops += self._chunks.write(name, values, seq, flags)
-        return [
-            *ops,
-            seal(Table.CHECKPOINTS, self._key(seq, step), row.SerializeToString(deterministic=True)),
-        ]
+            row.columns.add(name=name, element_type=element_type(columns[name]), length=columns[name].size)
+        return seal(Table.CHECKPOINTS, self._key(seq, step), row.SerializeToString(deterministic=True))
 
     def list(self) -> list[tuple[int, int]]:
         """(seq, step) of every checkpoint, oldest first."""
@@ -138,15 +163,24 @@ class Checkpoints:
         The newest is always kept: one that is being saved shares its chunks. ValueError: a seq has no
         checkpoint.
         """
+        rows, kept = self.prune_rows(keep)
+        return rows + self.prune_chunks(kept)
+
+    def prune_rows(self, keep: Collection[int]) -> tuple[Ops, Sequence[int]]:
+        """The ops of `prune` that delete checkpoints, and what `prune_chunks` is to be told once they are durable."""
         have = self.list()
         unknown = set(keep) - {seq for seq, _ in have}
         if unknown:
             raise ValueError(f"run {self._run_id} has no checkpoint at {sorted(unknown)}; it has {have}")
         if not have:
-            return []
+            return [], []
         kept = {*keep, have[-1][0]}
         rows: Ops = [Delete(Table.CHECKPOINTS, self._key(*at)) for at in have if at[0] not in kept]
-        return rows + self._chunks.versions.prune(sorted(kept))
+        return rows, sorted(kept)
+
+    def prune_chunks(self, kept: Sequence[int]) -> Ops:
+        """Ops that delete the chunks that none of the checkpoints at `kept` reads. Reads every key of the chunks."""
+        return self._chunks.versions.prune(kept) if kept else []
 
     def _key(self, seq: int, step: int) -> bytes:
         return u64(self._run_id, seq, step)
@@ -170,16 +204,23 @@ class Checkpoints:
 
 
 def _changed(
-    values: AnyArray, flags: npt.NDArray[np.bool_] | None, before: tuple[np.dtype[Any], int] | None
-) -> npt.NDArray[np.bool_] | None:
-    """The caller's flags and, where the length changed, everything from the first chunk that is of another
-    size on.
+    name: str,
+    values: AnyArray,
+    flags: npt.NDArray[np.bool_] | None,
+    before: tuple[np.dtype[Any], int] | None,
+) -> Sequence[int]:
+    """The chunks of the caller's flags and, where the length changed, everything from the first chunk that is of
+    another size on; all, where nothing can be shared.
     """
+    count = chunk_count(values.size)
+    if flags is not None and flags.shape != (count,) and (before is None or before[1] == values.size):
+        raise ValueError(f"expected {count} dirty flags for column {name!r}, got shape {flags.shape}")
     if flags is None or before is None or before[0] != values.dtype.newbyteorder("<"):
-        return None
-    if before[1] == values.size:
-        return flags
-    grown = np.zeros(chunk_count(values.size), np.bool_)
-    grown[: flags.size] = flags[: grown.size]
-    grown[min(before[1], values.size) // CHUNK :] = True
-    return grown
+        return range(count)
+    if before[1] != values.size:
+        grown = np.zeros(count, np.bool_)
+        grown[: flags.size] = flags[:count]
+        grown[min(before[1], values.size) // CHUNK :] = True
+        flags = grown
+    found: list[int] = np.flatnonzero(flags).tolist()
+    return found

@@ -24,6 +24,7 @@ class Table(enum.StrEnum):
     CHUNKS = "chunks"
     HISTORY = "history"
     HOLES = "holes"
+    SEGMENTS = "segments"
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,15 @@ _NEXT_ID = b"next-id"
 _RETIRED = "retired"
 _STATIC = "static/"
 _EVERYTHING = (b"\0", b"\xff" * 256)
-_RUN_TABLES = (Table.JOURNAL, Table.STEPS, Table.HOLES, Table.CHECKPOINTS, Table.CHUNKS, Table.HISTORY)
+_RUN_TABLES = (
+    Table.JOURNAL,
+    Table.STEPS,
+    Table.HOLES,
+    Table.CHECKPOINTS,
+    Table.CHUNKS,
+    Table.HISTORY,
+    Table.SEGMENTS,
+)
 
 
 @dataclass(frozen=True, slots=True)

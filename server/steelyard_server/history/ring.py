@@ -1,4 +1,4 @@
-"""The last K (step, loss) of every example, written in id order when a checkpoint is.
+"""The last K (step, loss) of every example, in rows of as many ids as fit a page; losses.py says when they are written.
 
     key     = run_id u64 BE | chunk index u32 BE | seq u64 BE      (table HISTORY; versioned as in
     versions.py) content = K u8 | counts u8[n] | steps u32[n, K] | losses f32[n, K], little-endian, oldest

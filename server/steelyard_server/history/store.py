@@ -317,9 +317,9 @@ class Store:
                 break
         return size
 
-    def check_room(self, ops: Sequence[Op]) -> None:
-        """StoreFull where there is no room for `ops`, which are to be committed in parts."""
-        live, needed = self._live_bytes(), cost(ops) + PATHS
+    def check_space(self, size: int) -> None:
+        """StoreFull where there is no room for ops that take about `size` bytes, to be committed in parts."""
+        live, needed = self._live_bytes(), size + PATHS
         if live + needed > self._room():
             raise self._no_room(live, needed)
 

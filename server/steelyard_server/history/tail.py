@@ -35,6 +35,7 @@ _CODES = {
     Table.CHUNKS: 6,
     Table.HISTORY: 7,
     Table.HOLES: 8,
+    Table.SEGMENTS: 9,
 }
 _TABLES = {code: table for table, code in _CODES.items()}
 

@@ -31,9 +31,12 @@ from steelyard_server.runs.locks import NamedLocks
 from steelyard_server.runs.log import RunLog
 from steelyard_server.runs.ownership import RunInfo
 from steelyard_server.runs.run import Run
+from steelyard_server.runs.saving import parts
 from steelyard_server.runs.spec import NAME, RunSpec, parse_spec
 from steelyard_server.runs.state import Attempts, RunState
 
+_COPIED_BYTES = 1 << 20
+"""Of a history, in one commit."""
 _TELL_SECONDS = 60.0
 """How long a dataset's change waits for its runs to know it."""
 
@@ -309,10 +312,10 @@ class Catalog:
         )
         created = RunCreated(state.spec.model_dump(mode="json"), state.examples.size)
         log = self._open_log(row)
-        copied = parent.copy_history(log, seq)
         try:
-            self._check_room(f"the history of run {new_name!r}", copied)
-            self._store.commit(copied)
+            for copied in parts(parent.copy_history(log, seq), _COPIED_BYTES):
+                self._check_room(f"the history of run {new_name!r}", copied)
+                self._store.commit(copied)
             began = [*self._registry.put_run(row), *log.adopt(created, state)]
             self._check_room(f"run {new_name!r}", began)
             self._store.commit(began)

@@ -7,6 +7,7 @@ from disk when it is next asked for.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 from steelyard_server.core.events import AttemptBegan, Bookmarked, Event
 from steelyard_server.history.errors import RecordDamaged, StoreError, StoreFull
-from steelyard_server.history.ops import Delete, Op, Put, Table, weight
+from steelyard_server.history.ops import Op, Put
 from steelyard_server.history.store import Store
 from steelyard_server.log import logger
 from steelyard_server.policies.policy import Policy
@@ -22,14 +23,18 @@ from steelyard_server.runs.changes import outliving, policy_events
 from steelyard_server.runs.durable import Durable
 from steelyard_server.runs.errors import Unavailable, Unready
 from steelyard_server.runs.holds import Holds
-from steelyard_server.runs.log import RunLog
+from steelyard_server.runs.log import Pruning, RunLog
+from steelyard_server.runs.saving import StoppedError, Work, commits
 from steelyard_server.runs.state import RunState
 
-_VERSIONED = (Table.CHUNKS, Table.HISTORY)
 _PART_BYTES = 1 << 20
 _GATHER_BYTES = 1 << 18
 """What a turn has gathered is handed to the store at this size, so that the disk works while the turn goes on."""
 
+_STOP_SECONDS = 60.0
+"""How long a save under way has to break off: it ends with the part that it writes."""
+_SAVE_SECONDS = 600.0
+"""How long is waited for a whole save; a column of 4 GB takes some ten."""
 _RETRY_SECONDS = 10.0
 """From a checkpoint that found no room to the next try."""
 
@@ -83,6 +88,9 @@ class Journaled:
         self._gathered_bytes = 0
         self._durable = Durable()  # of what is gathered
         self._holds = Holds()
+        self._work: Work | None = None
+        self._pruned = threading.Event()
+        self._pruned.set()
         self._no_checkpoint_before = self._last_checkpoint
 
     # ---- reading ----
@@ -109,6 +117,7 @@ class Journaled:
     def load(self) -> None:
         """Reads the run from disk. Where that fails for good, every later `state()` says so."""
         try:
+            self.stop_work()
             # What was queued before a wait was given up may still be applied: the disk is read behind it.
             self._store.commit([])
             self.log = self._open_log()
@@ -127,6 +136,10 @@ class Journaled:
 
     def check_step(self, step: int) -> None:
         """Unready where the run cannot go back to `step`."""
+        if not self._pruned.wait(_STOP_SECONDS):
+            raise Unavailable(
+                f"run {self.name!r}: what is no longer retained was not removed within {_STOP_SECONDS:.0f} s; try again"
+            )
         state, oldest = self.state(), self.log.oldest_step()
         if not self.log.returns_to(step, state):
             held = sorted((at, name) for name, at in state.bookmarks.items() if at < oldest)
@@ -196,6 +209,7 @@ class Journaled:
         """Takes the run back to `step` and goes on with `then`, and with `policy` where one is given, else with that
         of then. All of it is durable, or nothing. Waits for those who read what it undoes; Unavailable after 60 s."""
         self._holds.await_none(self.name)
+        self.stop_work()
         self.settle()
         past = self.log.past(step)
         gone = sorted(name for name, at in self.state().bookmarks.items() if at > step)
@@ -204,7 +218,7 @@ class Journaled:
             past.state.apply(event)
         if policy is not None and policy.canonical() != past.state.policy.canonical():
             # Behind the others: the attempt closes steps, whose reports the columns of the policy are folded from.
-            changes = policy_events(past.state, policy, self.log, past.cut)
+            changes = policy_events(past.state, policy, self.log, past.base)
             for event in changes:
                 past.state.apply(event)
             events += changes
@@ -215,71 +229,139 @@ class Journaled:
         _log.info("run_rewound", run=self.name, step=step, bookmarks_undone=gone)
 
     def checkpoint(self) -> None:
-        self.hand_over()
-        state = self.state()
-        try:
-            self._save(state)
-            self._bytes_since_checkpoint = 0
-        except StoreFull as error:
-            # The journal has it all: the run goes on, and saves when there is room.
-            _log.error("checkpoint_skipped", run=self.name, error=str(error))
-            self._no_checkpoint_before = self._clock() + _RETRY_SECONDS
-        self._last_checkpoint = self._clock()
+        """Saves the state, removes what is no longer retained, and waits for both."""
+        self._await_work()
+        error = self._wait_for(self._save())
+        if error is not None and not isinstance(error, StoreFull):
+            raise error
+        self._await_work()
         self.prune()
-
-    def _save(self, state: RunState) -> None:
-        """Writes a checkpoint. StoreFull: it was not written, and the run is as before.
-
-        In parts, between which other runs have their turn: nothing reads the chunks of one whose row is not there.
-        """
-        try:
-            ops = self.log.checkpoint(state)
-            self._store.check_room(ops)
-            loose, row = _split(ops)
-            for part in _parts(loose):
-                self._commit_part(part)
-            self._commit_part(row)
-            self.log.saved(state)
-        except StoreFull:
-            raise
-        except Exception:
-            self._lost(self.log)
-            raise
+        self._await_work()
 
     def checkpoint_if_changed(self) -> None:
+        """As checkpoint, where something changed since the last one."""
+        self._await_work()
         if self._bytes_since_checkpoint:
             self.checkpoint()
 
     def checkpoint_if_due(self) -> None:
+        """Begins a checkpoint where one is due, beside the run; or to remove what is no longer retained."""
+        if self._work is not None:
+            return
         now = self._clock()
         bound = 0 if now - self._last_checkpoint > self._rule.seconds else self._rule.journal_bytes
         if now >= self._no_checkpoint_before and self._bytes_since_checkpoint > bound:
-            self.checkpoint()
+            self._begin(self._save())
         elif self._prune_wanted:
             self.prune()
 
     def prune(self) -> None:
-        """Removes what retention no longer keeps, later where somebody reads it now. Reads every key of the run's
-        checkpoints and history."""
+        """Begins to remove what retention no longer keeps, beside the run; later where somebody reads it now."""
         self._prune_wanted = bool(self._holds)
         if self._prune_wanted:
             return
+        self.hand_over()
         try:
-            ops = self.log.prune(self.state())
+            pruning = self.log.pruning(self.state())
         except RecordDamaged as damage:
             # Nobody asked for what is damaged: it is reported when somebody does.
             _log.error("prune_skipped", run=self.name, place=damage.place, why=damage.why)
             return
-        loose, rows = _split(ops)
-        # First those who read the versions, so that none is left without them.
-        self._commit(rows, frees=True)
-        for part in _parts(loose):
-            self._commit(part, frees=True)
+        if pruning is not None:
+            self._pruned.clear()
+            self._begin(self._removal(pruning))
+
+    def stop_work(self) -> None:
+        """Breaks off what is done beside the run; on return nothing is written but by the run. Unavailable after 60 s.
+
+        What a save had written until then nobody reads; it goes on from there no more.
+        """
+        work = self._work
+        if work is not None:
+            work.stop()
+            self._wait_for(work, _STOP_SECONDS)
+
+    # ---- beside the run ----
+
+    def _save(self) -> Work:
+        """Writes a checkpoint of the state as of now. In parts, between which other runs have their turn: nothing reads
+        the chunks of one whose row is not there."""
+        # What the state has of the journal is then on its way to the disk before any of this.
+        self.hand_over()
+        state, log, part_bytes = self.state(), self.log, _PART_BYTES
+        frozen, journaled = log.freeze(state), self._bytes_since_checkpoint
+        fence = log.journal.fence()
+        self._last_checkpoint = self._clock()
+        frozen.begin(state)
+
+        def steps() -> Iterator[None]:
+            self._store.check_space(log.bytes_of(frozen))
+            yield from commits(self._store, fence, log.loose(frozen), part_bytes, frees=False)
+            self._store.commit([fence, log.row(frozen)])
+
+        def end(error: BaseException | None) -> None:
+            frozen.end(state, saved=error is None)
+            if error is None:
+                log.saved_seq = frozen.seq
+                self._bytes_since_checkpoint -= journaled
+                self._prune_wanted = True
+            elif isinstance(error, StoreFull):
+                # The journal has it all: the run goes on, and saves when there is room.
+                _log.error("checkpoint_skipped", run=self.name, error=str(error))
+                self._no_checkpoint_before = self._clock() + _RETRY_SECONDS
+            elif not isinstance(error, StoppedError):
+                _log.warning("checkpoint_failed", run=self.name, error=str(error))
+                self._lost(log)
+
+        return Work(f"the checkpoint of run {self.name!r}", steps(), end)
+
+    def _removal(self, pruning: Pruning) -> Work:
+        log, part_bytes = self.log, _PART_BYTES
+        fence = log.journal.fence()
+
+        def steps() -> Iterator[None]:
+            try:
+                # First those who read the versions, so that none is left without them.
+                self._store.commit(pruning.rows, frees=True)
+            finally:
+                self._pruned.set()
+            yield
+            yield from commits(self._store, fence, log.merge(pruning), part_bytes, frees=False)
+            yield from commits(self._store, fence, log.unread(pruning), part_bytes, frees=True)
+
+        def end(error: BaseException | None) -> None:
+            if error is not None and not isinstance(error, StoppedError):
+                _log.warning("prune_failed", run=self.name, error=str(error))
+                self._lost(log)
+
+        return Work(f"the removal of what run {self.name!r} no longer retains", steps(), end)
+
+    def _begin(self, work: Work) -> None:
+        self._work = work
+        work.start(lambda: self._post(lambda: self._end(work)))
+
+    def _await_work(self) -> None:
+        """Waits for what is done beside the run, if anything is."""
+        if self._work is not None:
+            self._wait_for(self._work)
+
+    def _wait_for(self, work: Work, seconds: float = _SAVE_SECONDS) -> BaseException | None:
+        """Waits for `work`, and begins it where that was not done; what it ended by."""
+        if self._work is not work:
+            self._work = work
+            work.start(lambda: None)
+        if not work.wait(seconds):
+            raise Unavailable(f"{work.name} did not end within {seconds:.0f} s; try again")
+        self._end(work)
+        return work.error
+
+    def _end(self, work: Work) -> None:
+        """To be told on the run's thread, by whoever is first, that `work` has ended."""
+        if self._work is work:
+            self._work = None
+            work.end(work.error)
 
     # ---- inside ----
-
-    def _commit_part(self, ops: Sequence[Op]) -> None:
-        self._store.commit([self.log.journal.fence(), *ops])
 
     def _commit(self, ops: Sequence[Op], *, frees: bool = False) -> None:
         """Writes `ops` behind everything written before; on return they are durable, and so is all of that."""
@@ -320,25 +402,3 @@ class Journaled:
             self._state = None
             self._forget_gathered()
             self._on_lost()
-
-
-def _split(ops: Sequence[Op]) -> tuple[list[Op], list[Op]]:
-    """(versions of chunks, which may be written or removed one by one; the rest, which belongs together)."""
-    loose, rest = list[Op](), list[Op]()
-    for op in ops:
-        (loose if isinstance(op, Put | Delete) and op.table in _VERSIONED else rest).append(op)
-    return loose, rest
-
-
-def _parts(ops: Sequence[Op]) -> Iterator[list[Op]]:
-    """The ops in their order, in pieces that hold up a commit of somebody else for some milliseconds."""
-    part: list[Op] = []
-    size = 0
-    for op in ops:
-        part.append(op)
-        size += weight(op)
-        if size >= _PART_BYTES:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part

@@ -28,18 +28,24 @@ from steelyard_server.core.events import (
     StepClosed,
 )
 from steelyard_server.history.checkpoints import Checkpoint, Checkpoints
+from steelyard_server.history.chunks import CHUNK
 from steelyard_server.history.errors import RecordDamaged
 from steelyard_server.history.journal import Journal
+from steelyard_server.history.losses import LossHistory
 from steelyard_server.history.ops import Op
-from steelyard_server.history.ring import History
 from steelyard_server.history.store import Store
 from steelyard_server.policies.columns import Derived, parse_derived
 from steelyard_server.runs import snapshot
 from steelyard_server.runs.errors import Unready
+from steelyard_server.runs.frozen import Frozen, freeze
 from steelyard_server.runs.retention import BookmarkCost, Kept, Plan, plan
 from steelyard_server.runs.state import HistoryEntry, RunState
 
 _IDS_PER_PAGE = 65536
+_FIRST_CHECKPOINT = 1
+"""The record of that of a fork: behind the one by which it was created."""
+_CHUNK_BYTES = 4 * CHUNK + 2 * 4096
+"""Of a chunk of float32, in pages of the store."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,13 +54,25 @@ class Past:
 
     `cut` is the number of the first record to undo; `survivors` are events from there on that are not undone by going
     back, as far as reports of earlier steps were taken: these, and what the dataset and its attempts became meanwhile.
-    `chain` is the journal's before `cut` where only a checkpoint knows it: where what lies before is pruned.
+    `chain` is the journal's before `cut` where only a checkpoint knows it: where what lies before is pruned. `base` is
+    the record of the checkpoint that it was replayed from, 0 where there is none: the history up to there is stored,
+    the rest is the state's.
     """
 
     state: RunState
     cut: int
+    base: int
     survivors: Sequence[Event]
     chain: bytes | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pruning:
+    """What is to be removed: `rows` first. Then nobody reads what only checkpoints that are not among `kept` did."""
+
+    rows: Sequence[Op]
+    kept: Sequence[int]
+    examples: int
 
 
 class RunLog:
@@ -64,9 +82,12 @@ class RunLog:
         self._forked = forked
         self.replayed_bytes = 0
         """What the last load read from the journal: all that no checkpoint has."""
+        self.saved_seq = 0
+        """The checkpoint of which the state knows: what it has of the losses that one lacks is in `unsaved_history`.
+        A newer one may be on disk already."""
         self.journal = Journal(store, run_id)
         self._checkpoints = Checkpoints(store, run_id)
-        self._history = History(store, run_id, history_size)
+        self._history = LossHistory(store, run_id, history_size)
 
     # ---- forward ----
 
@@ -79,40 +100,81 @@ class RunLog:
         return list(ops)
 
     def checkpoint(self, state: RunState) -> list[Op]:
-        """Saves the state and folds what the history lacks into it; see `saved`. O(dirty chunks).
+        """Saves the state and folds what the history lacks into it, all at once; see `saved`. O(dirty chunks).
 
         The checkpoint before must be durable. Void where a write before this one fails.
         """
-        seq = self.journal.next_seq
-        saved = snapshot.take(state)
-        ops: list[Op] = [
-            self.journal.fence(),
-            *self._checkpoints.save(
-                seq, state.next_step, self.journal.chain, saved.meta, saved.blobs, saved.columns, saved.dirty
-            ),
-        ]
-        return [*ops, *self._merge_history(seq, state.unsaved_history)]
+        frozen = self.freeze(state)
+        return [self.journal.fence(), *self.loose(frozen), self.row(frozen)]
 
     def saved(self, state: RunState) -> None:
         """The ops of `checkpoint` are durable, and the state has not changed since: it counts as saved."""
+        self.saved_seq = self._checkpoints.newest_seq()
         state.unsaved_history = []
         for flags in state.dirty.values():
             flags[:] = False
 
+    def freeze(self, state: RunState) -> Frozen:
+        """The state to be saved by `loose` and then `row`, which may be called on another thread."""
+        return freeze(state, self.journal.next_seq, self.journal.chain)
+
+    def loose(self, frozen: Frozen) -> Iterator[Op]:
+        """The ops of a checkpoint that count for nothing until its row is there. The checkpoint before must be durable.
+        Holds little of them in memory at a time."""
+        # Not upon what a checkpoint that was broken off has left.
+        since = self._checkpoints.newest_seq()
+        yield from self._history.append(frozen.seq, _plain(frozen.history), since)
+        for name, indices in self._owed(frozen).items():
+            column = frozen.columns[name]
+            for index, values in column.chunks(indices):
+                yield self._checkpoints.chunk(frozen.seq, name, index, values)
+
+    def row(self, frozen: Frozen) -> Op:
+        """The op that makes the checkpoint count."""
+        rest, columns = frozen.rest, {name: column.values for name, column in frozen.columns.items()}
+        return self._checkpoints.row(frozen.seq, frozen.step, frozen.chain, rest.meta, rest.blobs, columns)
+
+    def bytes_of(self, frozen: Frozen) -> int:
+        """What the checkpoint takes in the store, roughly and rather too much."""
+        chunks = sum(len(indices) for indices in self._owed(frozen).values())
+        blobs = sum(blob.nbytes for blob in frozen.rest.blobs.values())
+        return chunks * _CHUNK_BYTES + blobs + self._history.bytes_of(_plain(frozen.history))
+
+    def _owed(self, frozen: Frozen) -> dict[str, Sequence[int]]:
+        return self._checkpoints.owed(
+            {name: column.values for name, column in frozen.columns.items()}, frozen.dirty
+        )
+
     def prune(self, state: RunState) -> list[Op]:
-        """Removes what neither the last retain_steps nor a bookmark needs; all in one transaction.
+        """Removes what neither the last retain_steps nor a bookmark needs; all at once.
 
         RecordDamaged where the journal's list of holes is, and then nothing is removed.
         """
+        pruning = self.pruning(state)
+        return [] if pruning is None else [*pruning.rows, *self.unread(pruning)]
+
+    def pruning(self, state: RunState) -> Pruning | None:
+        """What `prune` is to do: `rows`, which belong together, and behind them what `unread` gives. RecordDamaged as
+        there; the journal counts as pruned at once."""
         wanted = self._plan(state)
         if not wanted.checkpoints:
-            return []
-        return [
-            self.journal.fence(),
-            *self._checkpoints.prune(wanted.checkpoints),
-            *self._history.prune(wanted.checkpoints),
-            *self.journal.prune(wanted.start, list(wanted.islands.values())),
-        ]
+            return None
+        rows, kept = self._checkpoints.prune_rows(wanted.checkpoints)
+        journal = self.journal.prune(wanted.start, list(wanted.islands.values()))
+        return Pruning([self.journal.fence(), *rows, *journal], kept, state.examples.size)
+
+    def merge(self, pruning: Pruning) -> Iterator[Op]:
+        """Ops that bring the losses up to the newest checkpoint into the rows of the examples, where that pays; on any
+        thread, one by one, and broken off anywhere."""
+        newest = max(pruning.kept)
+        if self._history.merge_is_due(newest, pruning.examples):
+            yield from self._history.merge(newest, pruning.examples)
+
+    def unread(self, pruning: Pruning) -> Iterator[Op]:
+        """Ops that delete, one by one, what no checkpoint reads any more; on any thread. Reads every key of the run's
+        checkpoints."""
+        yield from self._checkpoints.prune_chunks(pruning.kept)
+        yield from self._history.prune(pruning.kept)
 
     def load(self) -> RunState:
         """The state after the last durable event. RecordDamaged where a stored record fails its check."""
@@ -121,6 +183,7 @@ class RunLog:
         for _, event in self.journal.read(start, chain=chain):
             state.apply(event)
         self.replayed_bytes = self.journal.bytes_from(start)
+        self.saved_seq = 0 if chain is None else start
         return state
 
     # ---- back ----
@@ -134,6 +197,7 @@ class RunLog:
         """
         cut = self._cut_of(step)
         state, start, chain = self._base(cut)
+        base = 0 if chain is None else start
         for _, event in self.journal.read(start, cut, chain=chain):
             state.apply(event)
         if state.next_step != step:
@@ -145,19 +209,20 @@ class RunLog:
         survivors = [event for _, event in self.journal.read(cut, end) if _survives(event, step)]
         for event in survivors:
             state.apply(event)
-        return Past(state, cut, survivors, chain if start == cut else None)
+        return Past(state, cut, base, survivors, chain if start == cut else None)
 
     def rewind(self, past: Past, then: Sequence[Event]) -> list[Op]:
         """Cuts the journal where `past` says and appends its survivors and the events `then`, all in these ops."""
+        self.saved_seq = past.base
         return [
             *self.journal.cut(past.cut, [*past.survivors, *then], chain=past.chain),
             *self._checkpoints.drop_after(past.cut),
-            *self._history.drop_after(past.cut),
+            *self._history.drop_after(past.base),
         ]
 
-    def copy_history(self, other: RunLog, seq: int) -> list[Op]:
-        """Gives a run that is about to begin the history that this one had at record `seq`."""
-        return list(self._history.copy_to(other.journal.run_id, self._checkpoints.newest_seq(seq), 0))
+    def copy_history(self, other: RunLog, seq: int) -> Iterator[Op]:
+        """Gives a run that is about to begin the history that this one had at its checkpoint at record `seq`."""
+        return self._history.copy_to(other.journal.run_id, seq, _FIRST_CHECKPOINT)
 
     def adopt(self, created: RunCreated, state: RunState) -> list[Op]:
         """Begins this run with `state`; the history that it comes with must have been copied and be durable."""
@@ -171,7 +236,7 @@ class RunLog:
                 seq, state.next_step, self.journal.chain, saved.meta, saved.blobs, saved.columns, everything
             ),
         ]
-        return [*ops, *self._merge_history(seq, state.unsaved_history)]
+        return [*ops, *self._history.append(seq, _plain(state.unsaved_history), 0, beside=True)]
 
     # ---- queries ----
 
@@ -214,7 +279,7 @@ class RunLog:
         """The last K (step, loss) of each id, oldest first, with what no checkpoint has yet."""
         if not self._history.size:
             return [[] for _ in ids]
-        counts, steps, losses = self._history.read(ids, self._checkpoints.newest_seq())
+        counts, steps, losses = self._history.read(ids, self.saved_seq)
         rows = _split_rows(counts, steps, losses)
         at = {int(example): number for number, example in enumerate(ids)}
         for entry in unsaved:
@@ -223,8 +288,8 @@ class RunLog:
         return [rows[at[int(example)]][-self._history.size :] for example in ids]
 
     def rebuilt_columns(self, derived: Derived, state: RunState, seq: int | None) -> dict[str, Float32s]:
-        """The columns of `derived` folded from the last K losses of each example: those stored as of record `seq`
-        (None: all) and those of `state` that no checkpoint has yet."""
+        """The columns of `derived` folded from the last K losses of each example: those stored by the checkpoint at
+        record `seq` (None: the one that the run's state knows of) and those of `state` that it lacks."""
         size, kept = state.examples.size, self._history.size
         columns = {name: np.full(size, np.nan, np.float32) for name in derived.columns}
         if derived.signal != "loss" or not kept:
@@ -278,21 +343,11 @@ class RunLog:
             self._checkpoints.list(), self.journal.first_seq(), floor, state.bookmarks.values(), end_of
         )
 
-    def _merge_history(self, seq: int, entries: Sequence[HistoryEntry]) -> list[Op]:
-        if not entries:
-            return []
-        ids = np.concatenate([entry.ids for entry in entries])
-        steps = np.concatenate([np.full(len(entry.ids), entry.step, np.uint64) for entry in entries])
-        losses = np.concatenate([entry.losses for entry in entries])
-        # Not upon what a checkpoint that was broken off has left.
-        since = self._checkpoints.newest_seq()
-        return list(self._history.merge(seq, ids, steps, losses, since=since))
-
     def _stored_history(self, seq: int | None, size: int) -> Iterator[HistoryEntry]:
         """The stored history, a page of ids at a time: of each id in the order in which it was folded."""
         for start in range(0, size, _IDS_PER_PAGE):
             ids = np.arange(start, min(start + _IDS_PER_PAGE, size), dtype=np.int64)
-            counts, _, losses = self._history.read(ids, self._checkpoints.newest_seq(seq))
+            counts, _, losses = self._history.read(ids, self.saved_seq if seq is None else seq)
             yield HistoryEntry(0, np.repeat(ids, counts), losses)
 
 
@@ -311,6 +366,10 @@ def _survives(event: Event, step: int) -> bool:
             return at is None or at <= step
         case _:
             return False
+
+
+def _plain(entries: Sequence[HistoryEntry]) -> list[tuple[int, Ids, Float32s]]:
+    return [(entry.step, entry.ids, entry.losses) for entry in entries]
 
 
 def _joined(entries: Sequence[HistoryEntry]) -> HistoryEntry:

@@ -151,7 +151,7 @@ class Run:
         return self._call(lambda: self._owner.rewind(to), _LONG_CALL_SECONDS)
 
     def fork(self, at: int | str, new: Callable[[RunState, RunLog, int], T]) -> T:
-        """Calls `new` with the state at `at`, this run's log and the record up to which its history counts.
+        """Calls `new` with the state at `at`, this run's log and the record up to which the history is stored there.
 
         All of it on the caller's thread: the run goes on meanwhile.
         """
@@ -159,7 +159,7 @@ class Run:
         try:
             log = self._open_log()
             past = log.past(step)
-            return new(past.state, log, past.cut)
+            return new(past.state, log, past.base)
         finally:
             let_go()
 
@@ -181,7 +181,7 @@ class Run:
 
     def close(self, timeout: float) -> bool:
         """Stops the run after what is queued; False where it was still busy after `timeout` seconds."""
-        return self._mailbox.close(timeout)
+        return self._stop(timeout)
 
     def remove(self) -> bool:
         """Ends the streams because the run is deleted, and stops; False where it is still busy.
@@ -190,7 +190,18 @@ class Run:
         """
         if not self._mailbox.closed:
             self._call(lambda: self._serving.end_streams(Missing(f"run {self._name!r} was deleted")))
-        return self._mailbox.close(_CALL_SECONDS)
+        return self._stop(_CALL_SECONDS)
+
+    def _stop(self, timeout: float) -> bool:
+        """The thread first: it begins no more work beside itself then."""
+        if not self._mailbox.close(timeout):
+            return False
+        try:
+            self._run.stop_work()
+        except Unavailable as error:
+            _log.warning("run_still_busy", run=self._name, error=str(error))
+            return False
+        return True
 
     # ---- everything below runs on the run's own thread ----
 

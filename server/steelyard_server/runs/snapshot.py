@@ -28,10 +28,11 @@ class Snapshot:
     dirty: Mapping[str, npt.NDArray[np.bool_] | None]
 
 
-def take(state: RunState) -> Snapshot:
-    """The state as of now. Arrays are the state's own: encode them before it changes. O(steps in flight)."""
+def take(state: RunState, *, copy: bool = False) -> Snapshot:
+    """The state as of now. Arrays are the state's own: encode them before it changes. With `copy` all but the columns
+    stay as they are; O(steps in flight)."""
     blobs: dict[str, AnyArray] = {"retired": state.examples.retired}
-    steps = [_save_step(record, blobs) for record in state.steps.values()]
+    steps = [_save_step(record, blobs, copy=copy) for record in state.steps.values()]
     observed = [_save_observation(number, seen, blobs) for number, seen in enumerate(state.observed)]
     meta = {
         "spec": state.spec.model_dump(mode="json"),
@@ -43,9 +44,9 @@ def take(state: RunState) -> Snapshot:
         "steps": steps,
         "observed": observed,
         "attempts": dataclasses.asdict(state.attempts),
-        "bookmarks": state.bookmarks,
+        "bookmarks": dict(state.bookmarks),
         "counters": dataclasses.asdict(state.counters),
-        "weighers": state.weighers,
+        "weighers": list(state.weighers),
         "drawer": state.get_drawer_state(),
     }
     return Snapshot(meta, blobs, state.examples.columns, state.dirty)
@@ -78,14 +79,16 @@ def restore(
     return state
 
 
-def _save_step(record: StepRecord, blobs: dict[str, AnyArray]) -> dict[str, Any]:
+def _save_step(record: StepRecord, blobs: dict[str, AnyArray], *, copy: bool) -> dict[str, Any]:
     drawn, at = record.drawn, f"step/{record.drawn.step}"
+    # What was reported of a closed step does not change any more.
+    copy = copy and not record.closed
     blobs[f"{at}/ids"] = drawn.ids
-    blobs[f"{at}/reported"] = record.reported
+    blobs[f"{at}/reported"] = record.reported.copy() if copy else record.reported
     if drawn.probability is not None:
         blobs[f"{at}/probability"] = drawn.probability
     for name, values in record.signals.items():
-        blobs[f"{at}/signal/{name}"] = values
+        blobs[f"{at}/signal/{name}"] = values.copy() if copy else values
     return {
         "step": drawn.step,
         "uniform_probability": drawn.uniform_probability,

@@ -33,6 +33,7 @@ from steelyard_server.core.events import (
 from steelyard_server.policies.columns import ascending
 from steelyard_server.policies.draw import Drawer, Examples
 from steelyard_server.policies.policy import Policy
+from steelyard_server.runs.frozen_column import FrozenColumn
 from steelyard_server.runs.spec import RunSpec
 from steelyard_server.runs.steps import Observation, StepRecord
 
@@ -93,6 +94,7 @@ class RunState:
         self.counters = Counters()
         self.unsaved_history: list[HistoryEntry] = []
         self.dirty: dict[str, npt.NDArray[np.bool_]] = {}
+        self.frozen: Mapping[str, FrozenColumn] = {}
         if columns is None:
             self._add_columns()
         else:
@@ -275,6 +277,7 @@ class RunState:
             return
         # One that waits in a snapshot as its state must hear of the change too; one not needed yet reads it later.
         drawer = self.drawer if self.get_drawer_state() is not None else None
+        self._keep(event.name, event.ids)
         column[event.ids] = event.values
         self._mark(event.name, event.ids)
         if drawer is not None:
@@ -365,6 +368,8 @@ class RunState:
             drawer = self.drawer
             changed = ascending(ids[at])
             distinct = len(changed) == len(ids[at])
+            for name in derived.columns:
+                self._keep(name, changed)
             derived.fold(self.examples.columns, ids[at], values[at], distinct=distinct)
             for name in derived.columns:
                 self._mark(name, changed)
@@ -402,6 +407,12 @@ class RunState:
     def _drop_columns(self) -> None:
         for name in set(self.examples.columns) - set(self._columns_needed()):
             del self.examples.columns[name], self.dirty[name]
+
+    def _keep(self, name: str, ids: Ids) -> None:
+        """To be called before a column changes at `ids`: a save under way may want the values as they were."""
+        frozen = self.frozen.get(name)
+        if frozen is not None and frozen.values is self.examples.columns[name]:
+            frozen.keep(ids)
 
     def _mark(self, name: str, ids: Ids) -> None:
         self.dirty[name][ids // COLUMN_CHUNK] = True

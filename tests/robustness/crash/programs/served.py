@@ -22,6 +22,7 @@ from typing import Any
 from steelyard_server.cli.main import app
 from steelyard_server.history.store import Store
 from steelyard_server.history.tail import Tail
+from steelyard_server.runs.frozen import Frozen
 from steelyard_server.runs.journaled import Journaled
 from steelyard_server.runs.log import RunLog
 from steelyard_server.runs.run import Run
@@ -35,11 +36,11 @@ POINTS: dict[str, tuple[type, str, bool]] = {
     "tail.end": (Tail, "append", True),
     "map.begin": (Store, "_grow", False),
     "map.end": (Store, "_grow", True),
-    "checkpoint.begin": (Journaled, "checkpoint", False),
-    "checkpoint.made": (RunLog, "checkpoint", True),
-    "checkpoint.end": (Journaled, "checkpoint", True),
-    "prune.begin": (RunLog, "prune", False),
-    "prune.end": (RunLog, "prune", True),
+    "checkpoint.begin": (RunLog, "freeze", True),
+    "checkpoint.made": (RunLog, "row", True),
+    "checkpoint.end": (Frozen, "end", True),
+    "prune.begin": (RunLog, "pruning", False),
+    "prune.end": (RunLog, "unread", True),
     "rewind.begin": (RunLog, "rewind", False),
     "rewind.end": (Journaled, "rewind", True),
     "fork.half": (RunLog, "adopt", False),
