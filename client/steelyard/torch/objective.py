@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 
@@ -16,5 +17,13 @@ def objective(
     """
     values = losses if losses.dtype == torch.float64 else losses.float()
     # A weight of 0 alone would not do: 0 times infinity is NaN.
-    kept = torch.where(torch.isfinite(values), values, 0.0)
+    kept = values if known_finite(values) else torch.where(torch.isfinite(values), values, 0.0)
     return (kept * weights.to(values.dtype)).sum() * (world_size / batch_size)
+
+
+def known_finite(values: torch.Tensor) -> bool:
+    """Whether all values (float32 or float64) are finite, as far as the host can tell without waiting for a device.
+
+    On a CPU it can, for half of what masking them costs.
+    """
+    return values.device.type == "cpu" and bool(np.isfinite(values.detach().numpy()).all())

@@ -7,6 +7,8 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from steelyard.errors import DeadlineExceeded, ReportRefused
@@ -40,7 +42,11 @@ class Reporter:
         Raises what Session.report_raw raises for numbers in host memory; nothing is reported then. For others returns
         before they are there.
         """
-        self.send(part, {name: HostCopy(tensor) for name, tensor in values.items()})
+        if all(tensor.device.type == "cpu" for tensor in values.values()):
+            # The session copies what it is given, so these need no copy of their own.
+            self._hand_over(part, {name: tensor.detach().float().numpy() for name, tensor in values.items()})
+        else:
+            self.send(part, {name: HostCopy(tensor) for name, tensor in values.items()})
 
     def send(self, part: Part, copies: _Copies) -> None:
         """As report, for copies that were started."""
@@ -100,6 +106,8 @@ class Reporter:
                     self._refusals.append(refusal)
 
     def _deliver(self, part: Part, copies: _Copies) -> None:
-        values = {name: copy.numpy() for name, copy in copies.items()}
+        self._hand_over(part, {name: copy.numpy() for name, copy in copies.items()})
+
+    def _hand_over(self, part: Part, values: dict[str, npt.NDArray[np.float32]]) -> None:
         losses = values.pop("loss")
         self._session.report_raw(part.batch, losses, signals=values, offset=part.first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -140,8 +140,14 @@ class BatchSampler(Sampler[list[int]]):
         this is a collective: all ranks must call. FailedPrecondition: no batch lacks losses. MismatchedLosses: another
         count, or other ids, than the batch's; nothing is reported then.
         """
-        part, weights = self._report(losses, ids, signals)
-        return objective(losses, weights, world_size=self._ranks.world_size, batch_size=part.batch.batch_size)
+        return self._report(
+            losses,
+            ids,
+            signals,
+            lambda part, weights: objective(
+                losses, weights, world_size=self._ranks.world_size, batch_size=part.batch.batch_size
+            ),
+        )
 
     def report(
         self, losses: torch.Tensor, *, ids: Any = None, signals: Mapping[str, Any] | None = None
@@ -151,7 +157,7 @@ class BatchSampler(Sampler[list[int]]):
         A weight of 0 says that the example need not be trained; the losses that are not finite have it. The objective
         is the sum of weight times loss over all ranks and micro-batches, divided by the size of the global batch.
         """
-        return self._report(losses, ids, signals)[1]
+        return self._report(losses, ids, signals, lambda _, weights: weights)
 
     def advance(self) -> None:
         """Says that the oldest batch is trained, in a process that has no losses of it and does not report.
@@ -331,9 +337,13 @@ class BatchSampler(Sampler[list[int]]):
             seat.flush(self._timeout)  # raises what ended the session
 
     def _report(
-        self, losses: torch.Tensor, ids: Any, signals: Mapping[str, Any] | None
-    ) -> tuple[Part, torch.Tensor]:
-        """Reports the losses of the oldest part: which it is, and their weights."""
+        self,
+        losses: torch.Tensor,
+        ids: Any,
+        signals: Mapping[str, Any] | None,
+        use: Callable[[Part, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """Reports the losses of the oldest part, and returns what `use` makes of it and their weights."""
         self._check_usable()
         seat = self._seat
         part = None if seat is None else seat.pending.oldest()
@@ -344,13 +354,15 @@ class BatchSampler(Sampler[list[int]]):
         if ids is not None:
             check_ids(part, ids)
         values = {"loss": losses.detach().float(), **signal_tensors(part, signals or {})}
-        weights = seat.report(part, values)
+        result = use(part, seat.weigh(part, values))
+        # Last: it wakes another thread, which then runs beside backward() and does not hold up what is above.
+        seat.report(part, values)
         if self._iteration is not None:
             self._iteration.asked_now = False
         if part.last and part.batch.step + 1 in self._kept:
             self._kept.discard(part.batch.step + 1)
             seat.flush(self._timeout)
-        return part, weights
+        return result
 
     def _why_none_is_due(self) -> str:
         if self._served:

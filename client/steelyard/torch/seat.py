@@ -12,6 +12,7 @@ import torch
 from steelyard.errors import InvalidArgument, SessionClosed, StalenessError
 from steelyard.session import Session
 from steelyard.torch.copies import HostCopy
+from steelyard.torch.objective import known_finite
 from steelyard.torch.pending import Part, Pending, parts_of
 from steelyard.torch.ranks import Ranks
 from steelyard.torch.reporter import Reporter
@@ -61,21 +62,28 @@ class Seat:
             raise
         self.pending.add(parts_of(batch, self._micro_batches))
 
-    def report(self, part: Part, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Reports the named numbers of the oldest part, "loss" (float32) among them: their weights, on their device."""
+    def weigh(self, part: Part, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The weights of the oldest part, on the device of its losses, values["loss"] (float32).
+
+        Where the server makes them, this reports the named numbers; otherwise that is left to report().
+        """
         step, losses = part.batch.step, values["loss"]
         rule = self.session.rule_at(step)
-        if rule.reads == "losses" and self._where(step) == "server":
+        if rule.reads != "losses":
+            weights = _on_device(part.weight, losses.device)
+        elif self._where(step) == "server":
             weights = _on_device(self._ask(part, values), losses.device)
         else:
-            if self.session.reports:
-                self.reporter.report(part, values)
-            if rule.reads == "losses":
-                weights = weigh_together(losses, rule, part, self._ranks, self._micro_batches)
-            else:
-                weights = _on_device(part.weight, losses.device)
+            weights = weigh_together(losses, rule, part, self._ranks, self._micro_batches)
+        return weights if known_finite(losses) else torch.where(torch.isfinite(losses), weights, 0.0)
+
+    def report(self, part: Part, values: Mapping[str, torch.Tensor]) -> None:
+        """Reports the named numbers of the oldest part, which was weighed, and which is trained with that."""
+        step = part.batch.step
+        asked = self.session.rule_at(step).reads == "losses" and self._where(step) == "server"
+        if self.session.reports and not asked:
+            self.reporter.report(part, values)
         self.pending.reported(part)
-        return torch.where(torch.isfinite(losses), weights, 0.0)
 
     def flush(self, timeout: float) -> None:
         """Waits until every report is durable, and raises what became of them."""
@@ -132,5 +140,5 @@ def _on_device(values: npt.NDArray[np.float32], device: torch.device) -> torch.T
     """A copy on the device; a CUDA device is not waited for."""
     tensor = torch.from_numpy(values.copy())
     if device.type != "cuda":
-        return tensor.to(device)
+        return tensor if device.type == "cpu" else tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
