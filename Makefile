@@ -24,22 +24,26 @@ MINUTES ?= 5
 SOURCES := client server tests proto $(wildcard trainer_example)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench crash gen release-schema clean lint types generated schema
+.PHONY: demo test check bench crash gen release-schema clean lint types generated schema kernels
 
 demo: $(VENV)/ready
 	$(PY) trainer_example/demo.py
 
-test: $(VENV)/ready
+test: $(VENV)/ready kernels
 	$(PY) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 check: lint types generated schema
 
-bench: $(VENV)/ready
+bench: $(VENV)/ready kernels
 	$(PY) tests/benchmarks/run.py $(ARGS)
 
 # With a round it plays that one, to repeat what failed.
 crash: $(VENV)/ready
 	$(PY) tests/robustness/crash/run.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(ROUND),--round $(ROUND) --rounds 1)
+
+# Compiles them once, so that no test or measurement waits for it; nothing is done where that was.
+kernels: $(VENV)/ready
+	$(PY) -m steelyard_server.kernel_cache
 
 gen: $(VENV)/gen/ready
 	$(GEN) proto/generate.py

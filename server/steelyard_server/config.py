@@ -101,6 +101,10 @@ class Settings(BaseSettings):
     call_threads: int = Field(default=16, ge=1, le=1024)
     """Threads that answer the unary calls. Trainers' streams need none of them."""
 
+    kernels: Literal["auto", "compiled", "numpy"] = "auto"
+    """auto: NumPy until compiled kernels are ready, and where they cannot be had. compiled: no start without them.
+    numpy: nothing is compiled. Batches are the same."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged."""
 

@@ -35,6 +35,7 @@ from steelyard.v1 import (
 from steelyard_server.config import Settings
 from steelyard_server.history.errors import StoreError
 from steelyard_server.history.store import Store
+from steelyard_server.kernels_at_start import Takeover
 from steelyard_server.log import logger
 from steelyard_server.runs.catalog import Catalog
 from steelyard_server.runs.journaled import CheckpointRule
@@ -69,6 +70,7 @@ class Server:
         self._calls = ThreadPoolExecutor(settings.call_threads, thread_name_prefix="call")
         self._health = health.aio.HealthServicer()
         self._http: HttpEndpoint | None = None
+        self._kernels = Takeover()
         self._watch: asyncio.Task[None] | None = None
         self._serving = False
         self._started = False
@@ -77,9 +79,12 @@ class Server:
     def start(self) -> None:
         """Opens the data directory and serves; returns when the server answers.
 
-        StoreBusy or StoreTooNew when the directory cannot be used, OSError when an address cannot be bound.
+        StoreBusy or StoreTooNew when the directory cannot be used, OSError when an address cannot be bound or the
+        settings insist on compiled kernels and there are none.
         """
         settings = self._settings
+        if settings.kernels == "compiled":
+            self._kernels.finish()
         self._store = Store.open(
             settings.data_dir,
             durability=settings.durability,
@@ -111,6 +116,8 @@ class Server:
         if settings.port_file is not None:
             _write_whole(settings.port_file, f"{self.port}\n")
         self._started = True
+        if settings.kernels == "auto":
+            self._kernels.start()
         _log.info(
             "serving", address=self.address, data_dir=str(settings.data_dir), durability=settings.durability
         )
@@ -134,6 +141,7 @@ class Server:
         grace = self._settings.grace_seconds if grace is None else grace
         deadline = time.monotonic() + grace
         clean = True
+        self._kernels.stop()
         if self._thread.is_alive():
             self._serving = False
             self._await(self._refuse(), _START_SECONDS)

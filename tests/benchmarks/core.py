@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 
-from steelyard_server.core import tree as tree_module
 from steelyard_server.core.permutation import permute
 from steelyard_server.core.random import Purpose, bits
 from steelyard_server.core.sampling import Sampling, law_for, sample
-from steelyard_server.core.tree import Law, MassTree
+from steelyard_server.core.tree import MassTree
 from tests.benchmarks.measure import Options, Series, Table, in_turns, seconds_a_call
 
 BATCH = 1024
@@ -29,7 +23,6 @@ def measure(options: Options) -> Iterator[Table]:
     sizes = [10_000] if options.quick else [10_000, 1_000_000, 10_000_000]
     for size in [*sizes, 100_000_000] if options.large else sizes:
         yield _tree(options, size)
-    yield _fan_out(options, 10_000 if options.quick else 1_000_000)
 
 
 def _tree(options: Options, size: int) -> Table:
@@ -90,36 +83,5 @@ def _torch_cases(weights: np.ndarray) -> dict[str, Callable[[], object]]:
     }
 
 
-def _fan_out(options: Options, size: int) -> Table:
-    rng = np.random.default_rng(2)
-    leaves = rng.integers(1, 2**20, size, dtype=np.uint32)
-    ids = rng.choice(size, BATCH, replace=False)
-    cases: dict[str, Callable[[], float]] = {}
-    for shift in (5, 4, 6):
-        module = _tree_of(shift)
-        tree: Any = module.MassTree(leaves)
-        law: Law = module.Law()
-        targets = rng.integers(0, tree.total(law), BATCH, dtype=np.uint64)
-        cases[f"find, {1 << shift}"] = _timer(partial(tree.find, targets, law))
-        cases[f"set, {1 << shift}"] = _timer(partial(tree.set, ids, leaves[ids]))
-    found = in_turns(options.repeats, cases)
-    series = [Series(name, "ms", values, f"{name.split(',')[0]}, 32") for name, values in found.items()]
-    return Table("core: fan-out of the tree", series, {"ids": size, "batch": BATCH})
-
-
 def _timer(action: Callable[[], object]) -> Callable[[], float]:
     return lambda: 1e3 * seconds_a_call(action)
-
-
-def _tree_of(shift: int) -> ModuleType:
-    """The tree's module with a fan-out of 2**shift: its source with one constant replaced."""
-    source = Path(str(tree_module.__file__)).read_text(encoding="utf-8")
-    line = f"\n_SHIFT = {tree_module.FANOUT.bit_length() - 1}\n"
-    if source.count(line) != 1:
-        raise RuntimeError(
-            f"expected {line.strip()!r} once in {tree_module.__file__}, got {source.count(line)}"
-        )
-    module = ModuleType(f"tree_of_{1 << shift}")
-    sys.modules[module.__name__] = module
-    exec(compile(source.replace(line, f"\n_SHIFT = {shift}\n"), module.__name__, "exec"), module.__dict__)
-    return module

@@ -9,10 +9,18 @@ import numpy.typing as npt
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from steelyard_server.core import tree as tree_module
-from steelyard_server.core.tree import FANOUT, TOP, UNSEEN, Law, MassTree
+from steelyard_server.core.kernels.layout import COUNT_BITS, MASS_BITS, NODES
+from steelyard_server.core.tree import UNSEEN, Law, MassTree
 
 LAWS = [
     Law(),
@@ -45,7 +53,7 @@ def assert_answers_like_the_twin(tree: MassTree, leaves: list[int], law: Law, se
     every = np.arange(len(leaves))
     assert tree.effective(every, law).tolist() == masses
     assert tree.prefix(every, law).tolist() == [end - mass for end, mass in zip(ends, masses, strict=True)]
-    assert tree.sum_of_squares(law) == pytest.approx(sum(mass**2 for mass in masses), rel=1e-12)
+    assert tree.sum_of_squares(law) == sum(mass**2 for mass in masses)
     if total == 0:
         return
     # Every edge of every id, and some points between, out of order.
@@ -65,7 +73,7 @@ def assert_answers_like_the_twin(tree: MassTree, leaves: list[int], law: Law, se
 class TreeAndTwin(RuleBasedStateMachine):
     """Any sequence of sets and appends leaves the tree and the twin with the same answers."""
 
-    top = TOP
+    top = tree_module.TOP
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,18 +122,25 @@ class TreeAndTwin(RuleBasedStateMachine):
 class DeepTreeAndTwin(TreeAndTwin):
     """The same with the narrowest top, so that a small tree has all its levels."""
 
-    top = FANOUT
+    top = NODES
 
 
-TestFlatTree = TreeAndTwin.TestCase
-TestDeepTree = DeepTreeAndTwin.TestCase
-TestFlatTree.settings = TestDeepTree.settings = settings(
-    max_examples=25, stateful_step_count=12, deadline=None, derandomize=True
-)
+@pytest.mark.parametrize("machine", [TreeAndTwin, DeepTreeAndTwin])
+def test_any_life_of_a_tree_is_that_of_its_twin(machine: type[TreeAndTwin]) -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        machine,
+        settings=settings(
+            max_examples=25, stateful_step_count=12, deadline=None, derandomize=True, database=None
+        ),
+    )
 
 
-def test_a_tree_of_several_levels_answers_like_one_cumulative_sum() -> None:
-    leaves = some_leaves(TOP * FANOUT * 2 + 12_345, 3)
+@pytest.mark.parametrize(("size", "top"), [(2_109_497, tree_module.TOP), (600_001, NODES)])
+def test_a_tree_of_several_levels_answers_like_one_cumulative_sum(
+    monkeypatch: pytest.MonkeyPatch, size: int, top: int
+) -> None:
+    monkeypatch.setattr(tree_module, "TOP", top)
+    leaves = some_leaves(size, 3)
     tree = MassTree(leaves)
     ids = np.random.default_rng(4).permutation(leaves.size)[:5000]
     leaves[ids] = some_leaves(ids.size, 5)
@@ -152,6 +167,42 @@ def test_the_order_of_updates_leaves_no_trace() -> None:
     targets = np.random.default_rng(10).integers(0, built.total(Law(9, 9)), 3000, dtype=np.uint64)
     assert np.array_equal(grown.find(targets, Law(9, 9)), built.find(targets, Law(9, 9)))
     assert (grown.mass, grown.live, grown.unseen) == (built.mass, built.live, built.unseen)
+
+
+def test_leaves_that_are_filled_in_parts_are_as_those_that_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree_module, "CHUNK", 1024)
+    leaves = some_leaves(5000, 15)
+
+    def fill(start: int, part: npt.NDArray[np.uint32]) -> None:
+        assert part.size <= 1024
+        part[:] = leaves[start : start + part.size]
+
+    tree = MassTree.filled(3001, fill)
+    tree.check()
+    tree.extend(5000, fill)
+    tree.check()
+    assert np.array_equal(tree.all_leaves(), leaves)
+    leaves = some_leaves(5000, 16)
+    tree.refill(fill)
+    tree.check()
+    assert np.array_equal(tree.all_leaves(), leaves)
+
+
+def test_leaves_that_cannot_be_filled_leave_the_tree_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree_module, "CHUNK", 1024)
+    leaves = some_leaves(3001, 17)
+    tree = MassTree(leaves)
+
+    def fill(start: int, part: npt.NDArray[np.uint32]) -> None:
+        part[:] = 7
+        if start > 4000:
+            raise KeyError(start)
+
+    for size in (5100, 50_000):
+        with pytest.raises(KeyError):
+            tree.extend(size, fill)
+        assert np.array_equal(tree.all_leaves(), leaves)
+        tree.check()
 
 
 def test_small_appends_rebuild_the_tree_rarely() -> None:
@@ -199,6 +250,10 @@ def test_bad_arguments_are_refused_and_change_nothing() -> None:
     leaves = some_leaves(100, 12)
     tree = MassTree(leaves)
     one, two = np.array([1], np.uint32), np.array([1, 1], np.uint32)
+
+    def fill(start: int, part: npt.NDArray[np.uint32]) -> None:
+        part[:] = 1
+
     refused = [
         (r"got \(1,\) and \(2,\)", lambda: tree.set(np.array([3, 4]), one)),
         ("got 3 more than once", lambda: tree.set(np.array([3, 3]), two)),
@@ -206,6 +261,7 @@ def test_bad_arguments_are_refused_and_change_nothing() -> None:
         ("0..99, got -1..4", lambda: tree.set(np.array([4, -1]), two)),
         ("got int64 of shape", lambda: tree.set(np.array([4]), np.array([1]))),
         ("got float64 of shape", lambda: tree.append(np.array([0.5]))),
+        (r"at most 4294967296 leaves, got 100 and 4294967297 more", lambda: tree.extend(2**32 + 101, fill)),
         ("got int64 of shape", lambda: MassTree(np.array([1]))),
         ("0..99, got 100..100", lambda: tree.leaves(np.array([100]))),
         ("0..99, got -1..-1", lambda: tree.prefix(np.array([-1]), Law())),
@@ -229,16 +285,19 @@ def test_the_view_of_all_leaves_cannot_be_written() -> None:
 @pytest.mark.parametrize("kind", ["mass", "live count", "unseen count"])
 def test_check_names_the_sum_that_is_wrong(kind: str) -> None:
     tree = MassTree(some_leaves(1000, 13))
-    tree._levels[0][["mass", "live count", "unseen count"].index(kind), 7] += 1
+    bit = {"mass": 0, "live count": MASS_BITS, "unseen count": MASS_BITS + COUNT_BITS}[kind]
+    tree._nodes[7] ^= np.uint64(1 << bit)
     with pytest.raises(AssertionError, match=f"level 0, the first the {kind} of node 7"):
         tree.check()
 
 
 def test_check_notices_wrong_totals_and_leaves_past_the_end() -> None:
     tree = MassTree(some_leaves(1000, 14))
-    tree._live += 1
-    with pytest.raises(AssertionError, match="mass, live, unseen are"):
-        tree.check()
+    for total in range(5):
+        tree._totals[total] += 1
+        with pytest.raises(AssertionError, match="mass, live, unseen and squares are"):
+            tree.check()
+        tree._totals[total] -= 1
     tree = MassTree(some_leaves(1000, 14))
     tree._leaves[1001] = 1
     with pytest.raises(AssertionError, match="past the last of 1000 ids"):

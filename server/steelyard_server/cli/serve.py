@@ -35,6 +35,7 @@ def serve(
     checkpoint_interval_seconds: Annotated[str | None, _option("checkpoint_interval_seconds")] = None,
     checkpoint_journal_bytes: Annotated[str | None, _option("checkpoint_journal_bytes")] = None,
     call_threads: Annotated[str | None, _option("call_threads")] = None,
+    kernels: Annotated[str | None, _option("kernels")] = None,
     log_level: Annotated[str | None, _option("log_level")] = None,
     log_format: Annotated[str | None, _option("log_format")] = None,
     config: Annotated[

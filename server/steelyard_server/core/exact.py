@@ -14,10 +14,10 @@ MAX_LEAF = 2**32 - 2
 """The largest leaf that is a mass; one more stands for an example never reported (tree.UNSEEN)."""
 
 _LN2 = 0.6931471805599453
-_TWO_OVER_LN2 = 2.8853900817779268
-_SQRT_HALF = 0.7071067811865476
+TWO_OVER_LN2 = 2.8853900817779268
+SQRT_HALF = 0.7071067811865476
 # atanh(s)/s = sum of s**2k / (2k+1). |s| <= 0.1716, so the first term left out is below 1e-18 of the whole.
-_ATANH = tuple(1.0 / (2 * k + 1) for k in range(12))
+ATANH = tuple(1.0 / (2 * k + 1) for k in range(12))
 
 
 def _exp2_coefficients() -> tuple[float, ...]:
@@ -28,7 +28,7 @@ def _exp2_coefficients() -> tuple[float, ...]:
     return tuple(terms)
 
 
-_EXP2 = _exp2_coefficients()
+EXP2 = _exp2_coefficients()
 
 _Floats = npt.NDArray[np.float64]
 
@@ -38,13 +38,13 @@ def log2(x: _Floats) -> _Floats:
     mantissa, exponent = np.frexp(x)
     # The mantissa moves from [1/2, 1) to [sqrt(1/2), sqrt(2)), so that near x = 1 the exponent is 0 and
     # nothing cancels.
-    low = mantissa < _SQRT_HALF
+    low = mantissa < SQRT_HALF
     mantissa = np.where(low, mantissa + mantissa, mantissa)
     whole = exponent - low.astype(exponent.dtype)
     finite = (x > 0) & (x < np.inf)
     mantissa = np.where(finite, mantissa, 1.0)
     s = (mantissa - 1.0) / (mantissa + 1.0)
-    result = whole + s * _horner(_ATANH, s * s) * _TWO_OVER_LN2
+    result = whole + s * _horner(ATANH, s * s) * TWO_OVER_LN2
     special = np.where(x == 0, -np.inf, np.where(x == np.inf, np.inf, np.nan))
     return np.where(finite, result, special)
 
@@ -55,7 +55,7 @@ def exp2(x: _Floats) -> _Floats:
     clipped = np.where(np.isnan(x), 0.0, np.clip(x, -1200.0, 1200.0))
     whole = np.rint(clipped)
     with np.errstate(over="ignore", under="ignore"):
-        result = np.ldexp(_horner(_EXP2, clipped - whole), whole.astype(np.int32))
+        result = np.ldexp(_horner(EXP2, clipped - whole), whole.astype(np.int32))
     return np.where(np.isnan(x), np.nan, result)
 
 

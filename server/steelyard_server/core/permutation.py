@@ -17,6 +17,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from steelyard_server.core import kernels
+from steelyard_server.core.kernels.plain.permute import MULTIPLIER_1, MULTIPLIER_2
+
 MAX_SIZE = 2**40
 
 _HALF_ROUNDS = 10
@@ -25,13 +28,6 @@ _SMALL = 1 << 10
 _HALF_ROUNDS_SMALL = 16
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
-_MULTIPLIER_2 = 0x94D049BB133111EB
-# A radix is at most 2**20, so a 43-bit fraction times it stays below 2**63, and the hash of a half is
-# uniform below its radix to within 2**-23.
-_FRACTION_BITS = 43
-
-_Words = npt.NDArray[np.uint64]
 
 
 def permute(index: npt.NDArray[np.uint64], size: int, key: int, tweak: int) -> npt.NDArray[np.uint64]:
@@ -54,46 +50,17 @@ def permute(index: npt.NDArray[np.uint64], size: int, key: int, tweak: int) -> n
     columns = -(-size // rows)
     half_rounds = _HALF_ROUNDS_SMALL if size < _SMALL else _HALF_ROUNDS
     rotation, *round_keys = _key_schedule(key, tweak, half_rounds)
-    image = _pass(index, rows, columns, round_keys)
-    outside = np.flatnonzero(image >= np.uint64(size))
-    while outside.size:
-        image[outside] = _pass(image[outside], rows, columns, round_keys)
-        outside = outside[image[outside] >= np.uint64(size)]
-    image += np.uint64(rotation % size)
-    _reduce_once(image, size)
+    image = np.empty(index.size, np.uint64)
+    kernels.active.permute(
+        np.ascontiguousarray(index),
+        np.uint64(size),
+        np.uint64(rows),
+        np.uint64(columns),
+        np.uint64(rotation % size),
+        np.array(round_keys, np.uint64),
+        image,
+    )
     return image
-
-
-def _pass(pairs: _Words, rows: int, columns: int, round_keys: list[int]) -> _Words:
-    left, right = np.divmod(pairs, np.uint64(columns))
-    for round_number, round_key in enumerate(round_keys):
-        if round_number % 2 == 0:
-            left += _hash_below(right, round_key, rows)
-            _reduce_once(left, rows)
-        else:
-            right += _hash_below(left, round_key, columns)
-            _reduce_once(right, columns)
-    left *= np.uint64(columns)
-    left += right
-    return left
-
-
-def _hash_below(half: _Words, round_key: int, radix: int) -> _Words:
-    word = half ^ np.uint64(round_key)
-    word ^= word >> np.uint64(30)
-    word *= np.uint64(_MULTIPLIER_1)
-    word ^= word >> np.uint64(27)
-    word *= np.uint64(_MULTIPLIER_2)
-    word ^= word >> np.uint64(31)
-    word >>= np.uint64(64 - _FRACTION_BITS)
-    word *= np.uint64(radix)
-    word >>= np.uint64(_FRACTION_BITS)
-    return word
-
-
-def _reduce_once(values: _Words, modulus: int) -> None:
-    """Values below 2 * modulus, modulo it, in place: far cheaper than a division."""
-    np.subtract(values, np.uint64(modulus), out=values, where=values >= np.uint64(modulus))
 
 
 def _key_schedule(key: int, tweak: int, half_rounds: int) -> list[int]:
@@ -105,6 +72,6 @@ def _key_schedule(key: int, tweak: int, half_rounds: int) -> list[int]:
 def _mix(word: int) -> int:
     """The finaliser of SplitMix64: every input bit reaches every output bit."""
     word &= _MASK
-    word = (word ^ (word >> 30)) * _MULTIPLIER_1 & _MASK
-    word = (word ^ (word >> 27)) * _MULTIPLIER_2 & _MASK
+    word = (word ^ (word >> 30)) * MULTIPLIER_1 & _MASK
+    word = (word ^ (word >> 27)) * MULTIPLIER_2 & _MASK
     return word ^ (word >> 31)

@@ -1,9 +1,9 @@
-"""The one place that makes random numbers: a pure function of (seed, purpose, step).
+"""Random numbers: a pure function of (seed, purpose, step).
 
 Philox is a block cipher run on a counter, so a step needs its number and no history: key = [seed, purpose],
 counter = [0, 0, 0, step]. The block index counts in the lowest word, so two steps, two purposes or two
-neighbouring seeds never share a block. Only `random_raw` is used: NumPy promises the raw words of a bit
-generator for ever, but not what its distributions make of them.
+neighbouring seeds never share a block. Only the raw words are used: NumPy promises those of a bit generator for
+ever, but not what its distributions make of them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import enum
 
 import numpy as np
 import numpy.typing as npt
+
+from steelyard_server.core import kernels
 
 _WORD_BITS = 64
 _MAX_WORD = 2**_WORD_BITS - 1
@@ -33,10 +35,11 @@ class Bits:
     the reading is vectorised.
     """
 
-    __slots__ = ("_philox",)
+    __slots__ = ("_key", "_position")
 
-    def __init__(self, philox: np.random.Philox) -> None:
-        self._philox = philox
+    def __init__(self, seed: int, purpose: Purpose, step: int) -> None:
+        self._key = np.uint64(seed), np.uint64(purpose), np.uint64(step)
+        self._position = 0
 
     def below(self, bound: int, size: int) -> npt.NDArray[np.uint64]:
         """`size` independent integers, exactly uniform on [0, bound), as uint64[size].
@@ -47,36 +50,24 @@ class Bits:
         if not 1 <= bound <= _MAX_BOUND:
             raise ValueError(f"expected a bound in 1..2**63, got {bound}")
         _check_size(size)
-        values = np.zeros(size, np.uint64)
         if bound == 1:
-            return values
+            return np.zeros(size, np.uint64)
+        values = np.empty(size, np.uint64)
         shift = np.uint64(_WORD_BITS - (bound - 1).bit_length())
-        filled = 0
-        while filled < size:
-            # Asking for no more than is missing means that no accepted word is ever thrown away, so the
-            # stream stands after the call exactly where a scalar loop would have left it.
-            candidates = self._words(size - filled) >> shift
-            accepted = candidates[candidates < np.uint64(bound)]
-            values[filled : filled + accepted.size] = accepted
-            filled += accepted.size
+        self._position = kernels.active.below(
+            *self._key, np.uint64(self._position), np.uint64(bound), shift, values
+        )
         return values
 
     def order(self, size: int) -> npt.NDArray[np.int64]:
-        """A uniformly random permutation of range(size), as int64[size]; O(size log size).
+        """A uniformly random permutation of range(size), as int64[size].
 
         ValueError unless size >= 0.
         """
         _check_size(size)
-        while True:
-            keys = self._words(size)
-            order = np.argsort(keys, kind="stable")
-            ranked = keys[order]
-            # Equal keys would favour the lower index; drawing again makes every order exactly equally likely.
-            if not np.any(ranked[1:] == ranked[:-1]):
-                return order.astype(np.int64, copy=False)
-
-    def _words(self, size: int) -> npt.NDArray[np.uint64]:
-        return self._philox.random_raw(size)
+        order = np.empty(size, np.int64)
+        self._position = kernels.active.order(*self._key, np.uint64(self._position), order)
+        return order
 
 
 def bits(seed: int, purpose: Purpose, step: int) -> Bits:
@@ -84,9 +75,7 @@ def bits(seed: int, purpose: Purpose, step: int) -> Bits:
     for name, value in (("seed", seed), ("step", step)):
         if not 0 <= value <= _MAX_WORD:
             raise ValueError(f"expected a {name} in 0..2**64-1, got {value}")
-    key = np.array([seed, int(purpose)], np.uint64)
-    counter = np.array([0, 0, 0, step], np.uint64)
-    return Bits(np.random.Philox(key=key, counter=counter))
+    return Bits(seed, purpose, step)
 
 
 def _check_size(size: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -66,8 +67,8 @@ def sample(tree: MassTree, law: Law, batch_size: int, mode: Sampling, draw: Bits
             targets = draw.below(total, batch_size)
         else:
             targets = comb(total, batch_size, draw.below(total, batch_size))
-        ids = tree.find(targets, law)
-        probability = tree.effective(ids, law) / np.float64(total)
+        ids, masses = tree.find_with_mass(targets, law)
+        probability = masses / np.float64(total)
     shuffled = order.order(batch_size)
     return Sample(ids[shuffled], probability[shuffled])
 
@@ -99,10 +100,23 @@ def law_for(tree: MassTree, unseen: int, floor: float) -> Law:
         raise ValueError(f"expected a floor in [0, 1), got {floor}")
     if floor == 0.0:
         return Law(unseen=unseen)
+    over, under = _odds(floor)
     mass = tree.mass + unseen * tree.unseen
-    share = Fraction(floor)
-    extra = round(share / (1 - share) * Fraction(mass, max(tree.live, 1)))
+    extra = _nearest(over * mass, under * max(tree.live, 1))
     return Law(unseen=unseen, extra=max(extra, 1))
+
+
+@lru_cache(maxsize=64)
+def _odds(share: float) -> tuple[int, int]:
+    """share / (1 - share) as a fraction of integers."""
+    odds = Fraction(share) / (1 - Fraction(share))
+    return odds.numerator, odds.denominator
+
+
+def _nearest(over: int, under: int) -> int:
+    """over / under rounded to the nearest integer, half to even."""
+    whole, rest = divmod(2 * over + under, 2 * under)
+    return whole - (1 if rest == 0 and whole % 2 else 0)
 
 
 def _distinct(
@@ -124,10 +138,11 @@ def _distinct(
     if teeth == 0:
         return certain, sure
     targets = comb(rest, teeth, draw.below(rest, 1))
-    ids = tree.find(_past(targets, certain, tree, law), law)
+    ids, masses = tree.find_with_mass(_past(targets, certain, tree, law), law)
     # teeth * w < rest < 2**63 for every id that is not certain.
-    copies = tree.effective(ids, law) * np.uint64(teeth)
-    probability = copies / np.float64(rest) / batch_size
+    probability = masses * np.uint64(teeth) / np.float64(rest) / batch_size
+    if certain.size == 0:
+        return ids, probability
     return np.concatenate([certain, ids]), np.concatenate([sure, probability])
 
 

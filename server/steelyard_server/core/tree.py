@@ -1,8 +1,8 @@
 """The sampling tree: integer masses by id, and for any point on the mass line the id that lies there.
 
     top        up to TOP nodes, searched as one flat cumulative sum
-    ...        each node the sum of FANOUT nodes below
-    bottom     each node the sum of FANOUT leaves
+    ...        each node the sum of 8 nodes below
+    bottom     each node the sum of 16 leaves
     leaves     one uint32 per id: 0 = may not be drawn, UNSEEN = never reported, else its mass
 
 Masses are integers, so an update is an exact delta, sums never drift, and the order of updates leaves no
@@ -10,38 +10,43 @@ trace. A node keeps three sums (mass of the reported leaves, number of live leav
 from which its mass under any `Law` follows: what unseen examples weigh and how much uniform is mixed in are
 chosen at each draw and never rewrite a leaf.
 
-A batch of targets goes down the tree as one sorted sweep: the children of all nodes that it visits on a
-level are laid side by side, one cumulative sum and one binary search serve every target.
+Children side by side are one cache line, leaves as well as nodes: a search touches one line a level, and waits for
+memory, where the tree is large, for all targets of a level at once. How the sums are laid in memory is in
+`kernels.layout`; the loops over them are kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-UNSEEN = 2**32 - 1
-"""The leaf of an example that may be drawn and has no reported score; what it weighs is the law's to say."""
+from steelyard_server.core import kernels
+from steelyard_server.core.kernels import layout, plain
+from steelyard_server.core.kernels.plain.sums import level_of, node_sums
 
-_SHIFT = 5
-FANOUT = 1 << _SHIFT
-"""Children of a node; the inner nodes cost 24/31 bytes an id. `make bench ARGS="--only core"` compares finding ids
-at 16, 32 and 64. With 32, one level under TOP is enough for a million ids."""
+UNSEEN = layout.UNSEEN
 
-TOP = 1 << 15
+TOP = 1 << 10
 """The most nodes the flat top level may have: below this, summing them all is cheaper than another level."""
 
 MAX_SIZE = 2**32
-"""Leaves are below 2**32, so with so many of them no node sum can wrap."""
+"""Leaves are below 2**32, so with so many of them no sum can wrap."""
+
+CHUNK = 1 << 20
+"""Leaves that are filled and summed at a time: they are in a cache still when they are summed. Whole nodes."""
 
 _MAX_TOTAL = 2**63
-_CHUNK = FANOUT << 12
+_LINE = 64
 
 Ids = npt.NDArray[np.int64]
 Leaves = npt.NDArray[np.uint32]
 Masses = npt.NDArray[np.uint64]
+Fill = Callable[[int, Leaves], None]
+"""fill(start, leaves) writes the leaves of the ids from `start` on, as many as there is room for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,53 +67,61 @@ class Law:
 
 
 class MassTree:
-    """Masses of ids 0..size-1. Changed by `set` and `append` alone; a call that raises changes nothing.
+    """Masses of ids 0..size-1. Changed by `set`, `append`, `extend` and `refill` alone; a call that raises changes
+    nothing.
 
     Not safe for use from two threads at once. With n the number of ids asked for, `set`, `find`, `prefix`
     and `effective` cost O(n * levels); those that take a law and search (`find`, `prefix`, `at_least`) cost
-    O(TOP) more.
+    O(TOP) more. Memory: 4.6 bytes an id.
     """
 
-    __slots__ = ("_leaves", "_levels", "_live", "_mass", "_size", "_unseen")
+    __slots__ = ("_leaves", "_nodes", "_offsets", "_size", "_totals")
 
     _leaves: Leaves
-    _levels: list[Masses]
-    _size: int
-    _mass: int
-    _live: int
-    _unseen: int
+    _nodes: Masses
+    _offsets: npt.NDArray[np.int64]
+    _totals: Masses
+    """Mass, live, unseen, and the sum of the squared leaves: its part above 2**32, and that below."""
 
     def __init__(self, leaves: Leaves) -> None:
-        """A copy of `leaves`, uint32[size]; O(size). ValueError if there are more than 2**32."""
+        """A tree over a copy of `leaves`, uint32[size]; ValueError if they are of another type or over 2**32."""
         _check_leaves(leaves)
-        if leaves.size > MAX_SIZE:
-            raise ValueError(f"expected at most {MAX_SIZE} leaves, got {leaves.size}")
-        self._build(leaves, capacity=leaves.size)
+        self._size = 0
+        self._totals = np.zeros(5, np.uint64)
+        self._make_room(leaves.size, spare=False)
+        self.append(leaves)
+
+    @classmethod
+    def filled(cls, size: int, fill: Fill) -> MassTree:
+        """A tree over `size` leaves that `fill` writes, some at a time: nothing but the tree is held."""
+        tree = cls(np.zeros(0, np.uint32))
+        tree._make_room(size, spare=False)
+        tree.extend(size, fill)
+        return tree
 
     @property
     def size(self) -> int:
-        """The number of ids, those that may not be drawn included."""
         return self._size
 
     @property
     def mass(self) -> int:
         """The sum of the leaves that are neither 0 nor UNSEEN."""
-        return self._mass
+        return int(self._totals[0])
 
     @property
     def live(self) -> int:
         """The number of leaves that are not 0, the unseen ones included."""
-        return self._live
+        return int(self._totals[1])
 
     @property
     def unseen(self) -> int:
         """The number of UNSEEN leaves."""
-        return self._unseen
+        return int(self._totals[2])
 
     @property
     def nbytes(self) -> int:
         """Bytes held by leaves and nodes, the room kept for appends included."""
-        return self._leaves.nbytes + sum(level.nbytes for level in self._levels)
+        return self._leaves.nbytes + self._nodes.nbytes
 
     def leaves(self, ids: Ids) -> Leaves:
         """The leaves at `ids`, int64[n] -> uint32[n]. ValueError at an id out of range."""
@@ -129,13 +142,11 @@ class MassTree:
         _check_leaves(leaves)
         if ids.shape != leaves.shape:
             raise ValueError(f"expected as many leaves as ids, got {leaves.shape} and {ids.shape}")
-        if ids.size == 0:
-            return
-        self._check_ids(ids)
-        ids, leaves = _sorted_unique(ids, leaves)
-        deltas = _kinds_of(leaves) - _kinds_of(self._leaves[ids])
-        self._leaves[ids] = leaves
-        self._add(ids, deltas)
+        if not self._check_ids(ids):
+            _check_unique(ids)
+        kernels.active.update(
+            self._leaves, self._nodes, self._offsets, self._totals, _flat(ids), np.ascontiguousarray(leaves)
+        )
 
     def append(self, leaves: Leaves) -> None:
         """Give the next ids `size`, `size`+1, ... these leaves (uint32[n]).
@@ -144,32 +155,53 @@ class MassTree:
         if there would be more than 2**32 leaves.
         """
         _check_leaves(leaves)
-        size = self._size + leaves.size
+
+        def fill(start: int, part: Leaves) -> None:
+            part[:] = leaves[start - first : start - first + part.size]
+
+        first = self._size
+        self.extend(first + leaves.size, fill)
+
+    def extend(self, size: int, fill: Fill) -> None:
+        """Append leaves that `fill` writes, up to `size` of them in all; the same cost and refusal as `append`."""
         if size > MAX_SIZE:
-            raise ValueError(f"expected at most {MAX_SIZE} leaves, got {self._size} and {leaves.size} more")
+            raise ValueError(
+                f"expected at most {MAX_SIZE} leaves, got {self._size} and {size - self._size} more"
+            )
         if size > self._leaves.size:
-            self._build(np.concatenate([self.all_leaves(), leaves]), capacity=min(size + size // 8, MAX_SIZE))
-            return
-        start, self._size = self._size, size
-        self._leaves[start:size] = leaves
-        for chunk_start in range(start, size, _CHUNK):
-            chunk = self._leaves[chunk_start : min(chunk_start + _CHUNK, size)]
-            self._add(np.arange(chunk_start, chunk_start + chunk.size), _kinds_of(chunk))
+            self._make_room(size, spare=True)
+        start = self._size
+        try:
+            high, low = self._fill(start, size, fill)
+        except BaseException:
+            self._leaves[start:size] = 0
+            kernels.active.build(self._leaves, self._nodes, self._offsets, start, size)
+            raise
+        self._size = size
+        self._total_up(int(self._totals[3]) + high, int(self._totals[4]) + low)
+
+    def refill(self, fill: Fill) -> None:
+        """Replace every leaf by what `fill` writes, in place. Where that raises, the tree is spoilt."""
+        self._total_up(*self._fill(0, self._size, fill))
 
     def total(self, law: Law) -> int:
         """The mass of all ids under `law`. ValueError if it is not below 2**63."""
-        total = self._mass + law.unseen * self._unseen + law.extra * self._live
+        mass, live, unseen = self._totals[:3].tolist()
+        total: int = mass + law.unseen * unseen + law.extra * live
         if total >= _MAX_TOTAL:
             raise ValueError(
-                f"expected a total mass below 2**63, got {total}: {self._mass} of reported examples"
-                f" + {self._unseen} unseen of {law.unseen} + {self._live} live of {law.extra} extra"
+                f"expected a total mass below 2**63, got {total}: {mass} of reported examples"
+                f" + {unseen} unseen of {law.unseen} + {live} live of {law.extra} extra"
             )
         return total
 
     def effective(self, ids: Ids, law: Law) -> Masses:
         """The masses of `ids` under `law`, int64[n] -> uint64[n]. ValueError at an id out of range."""
         self.total(law)
-        return _leaf_masses(self.leaves(ids), law)
+        self._check_ids(ids)
+        masses = np.empty(ids.size, np.uint64)
+        kernels.active.masses(self._leaves, np.uint64(law.unseen), np.uint64(law.extra), _flat(ids), masses)
+        return masses
 
     def find(self, targets: Masses, law: Law) -> Ids:
         """The id at each point of the mass line, uint64[n] in any order -> int64[n].
@@ -177,37 +209,30 @@ class MassTree:
         Id i answers target t when prefix(i) <= t < prefix(i) + effective(i). ValueError unless every target
         is below total(law).
         """
+        return self.find_with_mass(targets, law)[0]
+
+    def find_with_mass(self, targets: Masses, law: Law) -> tuple[Ids, Masses]:
+        """`find`, and the masses of the ids found under `law`, uint64[n]."""
         total = self.total(law)
         # A signed target would turn the differences below into floats.
         if targets.dtype != np.uint64 or targets.ndim != 1:
             raise ValueError(
                 f"expected a flat array of uint64 targets, got {targets.dtype} of shape {targets.shape}"
             )
+        ids, masses = np.empty(targets.size, np.int64), np.empty(targets.size, np.uint64)
         if targets.size == 0:
-            return np.zeros(0, np.int64)
+            return ids, masses
         if int(targets.max()) >= total:
             raise ValueError(f"expected targets below the total mass {total}, got {int(targets.max())}")
-        if np.all(targets[1:] >= targets[:-1]):
-            return self._sweep(targets, law)
-        order = np.argsort(targets)
-        ids = np.empty(targets.size, np.int64)
-        ids[order] = self._sweep(targets[order], law)
-        return ids
+        kernels.active.find(*self._arrays(law), np.ascontiguousarray(targets), ids, masses)
+        return ids, masses
 
     def prefix(self, ids: Ids, law: Law) -> Masses:
         """The mass of all ids below each of `ids`, int64[n] -> uint64[n]. ValueError at one out of range."""
         self.total(law)
         self._check_ids(ids)
-        before = np.zeros(ids.size, np.uint64)
-        child = ids
-        for depth in range(len(self._levels)):
-            node = child >> _SHIFT
-            siblings = self._children(depth, node, law)
-            siblings[np.arange(FANOUT) >= (child & (FANOUT - 1))[:, np.newaxis]] = 0
-            before += siblings.sum(axis=1, dtype=np.uint64)
-            child = node
-        top = _node_masses(self._levels[-1], law)
-        before += (np.cumsum(top, dtype=np.uint64) - top)[child]
+        before = np.empty(ids.size, np.uint64)
+        kernels.active.prefix(*self._arrays(law), _flat(ids), before)
         return before
 
     def at_least(self, threshold: int, law: Law, limit: int) -> Ids:
@@ -218,115 +243,93 @@ class MassTree:
         """
         if threshold < 1:
             raise ValueError(f"expected a threshold of 1 or more, got {threshold}")
-        if threshold > self.total(law):
+        total = self.total(law)
+        if threshold > total:
             return np.zeros(0, np.int64)
-        found = np.flatnonzero(_node_masses(self._levels[-1], law) >= np.uint64(threshold))
-        for depth in reversed(range(len(self._levels))):
-            row, column = np.nonzero(self._children(depth, found, law) >= np.uint64(threshold))
-            found = (found[row] << _SHIFT) + column
+        most = min(total // threshold, self._size)
+        found = kernels.active.at_least(*self._arrays(law), np.uint64(threshold), most)
         if found.size > limit:
             raise ValueError(f"expected at most {limit} ids of mass {threshold} or more, got {found.size}")
         return found
 
-    def sum_of_squares(self, law: Law) -> float:
-        """The sum of the squared masses; O(size), for statistics: its last bits depend on the machine."""
+    def sum_of_squares(self, law: Law) -> int:
+        """The sum of the squared masses, exact."""
         self.total(law)
-        squares = 0.0
-        for chunk in self._chunks():
-            masses = _leaf_masses(chunk, law).astype(np.float64)
-            squares += float(np.sum(masses * masses))
-        return squares
+        mass, live, unseen, high, low = (int(each) for each in self._totals)
+        reported = (high << 32) + low + 2 * law.extra * mass + law.extra**2 * (live - unseen)
+        return reported + (law.unseen + law.extra) ** 2 * unseen
 
     def check(self) -> None:
         """Recompute every sum from the leaves; O(size). AssertionError naming the first that is wrong."""
-        if self._leaves.size % FANOUT or self._size > self._leaves.size:
-            raise AssertionError(f"{self._leaves.size} leaf places for {self._size} ids at fan-out {FANOUT}")
+        if self._leaves.size % layout.LEAVES or self._size > self._leaves.size:
+            raise AssertionError(
+                f"{self._leaves.size} leaf places for {self._size} ids at {layout.LEAVES} leaves a node"
+            )
         if np.any(self._leaves[self._size :]):
             raise AssertionError(f"a leaf past the last of {self._size} ids is not 0")
-        expected = _build_levels(self._leaves)
-        if [level.shape for level in self._levels] != [level.shape for level in expected]:
+        expected = np.zeros(self._nodes.size, np.uint64)
+        plain.build(self._leaves, expected, self._offsets, 0, self._leaves.size)
+        for level in range(len(self._offsets) - 1):
+            found = node_sums(level_of(self._nodes, self._offsets, level), level)
+            right = node_sums(level_of(expected, self._offsets, level), level)
+            for kind, (sums, proper) in enumerate(zip(found, right, strict=True)):
+                wrong = np.flatnonzero(sums != proper)
+                if wrong.size:
+                    node = int(wrong[0])
+                    raise AssertionError(
+                        f"{len(wrong)} wrong sums at level {level}, the first the {_KINDS[kind]} of node {node}:"
+                        f" {int(sums[node])}, its leaves give {int(proper[node])}"
+                    )
+        totals = [int(total.sum(dtype=np.uint64)) for total in right] + list(plain.squares(self._leaves))
+        if totals != self._totals.tolist():
             raise AssertionError(
-                f"{len(self._levels)} levels where {len(expected)} were expected, or of other widths"
-            )
-        for depth, (level, right) in enumerate(zip(self._levels, expected, strict=True)):
-            wrong = np.argwhere(level != right)
-            if wrong.size:
-                kind, node = (int(i) for i in wrong[0])
-                raise AssertionError(
-                    f"{len(wrong)} wrong sums at level {depth}, the first the {_KINDS[kind]} of node {node}:"
-                    f" {int(level[kind, node])}, its leaves give {int(right[kind, node])}"
-                )
-        sums = tuple(int(total) for total in expected[-1].sum(axis=1, dtype=np.uint64))
-        if sums != (self._mass, self._live, self._unseen):
-            raise AssertionError(
-                f"mass, live, unseen are {self._mass, self._live, self._unseen}, the leaves give {sums}"
+                f"mass, live, unseen and squares are {self._totals.tolist()}, the leaves give {totals}"
             )
 
-    def _build(self, leaves: Leaves, capacity: int) -> None:
-        padded = np.zeros(_whole_nodes(capacity), np.uint32)
-        padded[: leaves.size] = leaves
-        self._leaves, self._size = padded, leaves.size
-        self._levels = _build_levels(padded)
-        self._mass, self._live, self._unseen = (int(s) for s in self._levels[-1].sum(axis=1, dtype=np.uint64))
+    def _arrays(self, law: Law) -> tuple[Leaves, Masses, npt.NDArray[np.int64], np.uint64, np.uint64]:
+        return self._leaves, self._nodes, self._offsets, np.uint64(law.unseen), np.uint64(law.extra)
 
-    def _add(self, ids: Ids, deltas: Masses) -> None:
-        """Add uint64[3, n] modulo 2**64 to the nodes above ascending `ids`."""
-        node = ids
-        # In the steady state every example drawn was reported before: the two counts stay as they are.
-        kinds = [kind for kind in range(len(_KINDS)) if np.any(deltas[kind])]
-        changes = [deltas[kind] for kind in kinds]
-        for level in self._levels:
-            node = node >> _SHIFT
-            first = _first_of_runs(node)
-            node = node[first]
-            changes = [np.add.reduceat(change, first) for change in changes]
-            for kind, change in zip(kinds, changes, strict=True):
-                level[kind, node] += change
-        sums = deltas.sum(axis=1, dtype=np.uint64)
-        self._mass, self._live, self._unseen = (
-            (old + int(delta)) % 2**64
-            for old, delta in zip((self._mass, self._live, self._unseen), sums, strict=True)
-        )
+    def _make_room(self, size: int, *, spare: bool) -> None:
+        """Places for `size` leaves; the nodes above those that are there are summed afresh."""
+        places = min(size + size // 8, MAX_SIZE) if spare else size
+        places = max(-(-places // layout.LEAVES), 1) * layout.LEAVES
+        offsets = layout.offsets_of(places, TOP)
+        # Pages of zeros cost nothing before they are written, so the room to spare is not yet memory.
+        leaves, nodes = _zeros(places, np.uint32), _zeros(int(offsets[-1]), np.uint64)
+        if self._size:
+            leaves[: self._size] = self._leaves[: self._size]
+        self._leaves, self._nodes, self._offsets = leaves, nodes, offsets
+        kernels.active.build(leaves, nodes, offsets, 0, self._size)
 
-    def _sweep(self, targets: Masses, law: Law) -> Ids:
-        """`find` for ascending targets that are known to be in range."""
-        line = _node_masses(self._levels[-1], law)
-        ends = np.cumsum(line, dtype=np.uint64)
-        node = np.searchsorted(ends, targets, side="right")
-        rest = targets - (ends[node] - line[node])
-        for depth in reversed(range(len(self._levels))):
-            first = _first_of_runs(node)
-            visited = node[first]
-            line = self._children(depth, visited, law).ravel()
-            ends = np.cumsum(line, dtype=np.uint64)
-            # Row k of the line is the k-th visited node; it starts where row k-1 ends.
-            row = np.repeat(np.arange(visited.size), np.diff(first, append=node.size))
-            starts = np.zeros(visited.size, np.uint64)
-            starts[1:] = ends[FANOUT - 1 : -1 : FANOUT]
-            rest += starts[row]
-            place = np.searchsorted(ends, rest, side="right")
-            rest -= ends[place] - line[place]
-            node = (node << _SHIFT) + (place - (row << _SHIFT))
-        return node
+    def _fill(self, start: int, stop: int, fill: Fill) -> tuple[int, int]:
+        """Writes the leaves start..stop-1 and sums them into the nodes; their squares, as in the totals."""
+        high = low = 0
+        for first in range(start, stop, CHUNK):
+            part = self._leaves[first : min(first + CHUNK, stop)]
+            fill(first, part)
+            kernels.active.build(self._leaves, self._nodes, self._offsets, first, first + part.size)
+            squares = kernels.active.squares(part)
+            high, low = high + squares[0], low + squares[1]
+        return high, low
 
-    def _children(self, depth: int, nodes: Ids, law: Law) -> Masses:
-        """The masses under `law` of the children of `nodes` at level `depth`, uint64[n, FANOUT]; a copy."""
-        if depth == 0:
-            return _leaf_masses(self._leaves.reshape(-1, FANOUT)[nodes], law)
-        return _node_masses(self._levels[depth - 1].reshape(len(_KINDS), -1, FANOUT)[:, nodes], law)
+    def _total_up(self, high: int, low: int) -> None:
+        """Takes the totals from the top of the tree, and these of the squares."""
+        top = len(self._offsets) - 2
+        sums = node_sums(level_of(self._nodes, self._offsets, top), top)
+        self._totals[:] = [*(each.sum(dtype=np.uint64) for each in sums), high, low]
 
-    def _chunks(self) -> Iterator[Leaves]:
-        for start in range(0, self._size, _CHUNK):
-            yield self._leaves[start : min(start + _CHUNK, self._size)]
-
-    def _check_ids(self, ids: Ids) -> None:
+    def _check_ids(self, ids: Ids) -> bool:
+        """Whether each id is above the one before. ValueError where one is out of range."""
         if ids.ndim != 1:
             raise ValueError(f"expected a flat array of ids, got shape {ids.shape}")
-        if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= self._size):
+        found = kernels.active.ids_within(_flat(ids), self._size)
+        if found == _OUTSIDE:
             raise ValueError(f"expected ids in 0..{self._size - 1}, got {int(ids.min())}..{int(ids.max())}")
+        return found == _ASCENDING
 
 
 _KINDS = ("mass", "live count", "unseen count")
+_ASCENDING, _OUTSIDE = 0, 2
 
 
 def _check_leaves(leaves: Leaves) -> None:
@@ -336,76 +339,22 @@ def _check_leaves(leaves: Leaves) -> None:
         )
 
 
-def _whole_nodes(count: int) -> int:
-    """`count` rounded up to whole nodes, at least one."""
-    return max(-(-count // FANOUT), 1) * FANOUT
-
-
-def _build_levels(leaves: Leaves) -> list[Masses]:
-    """The levels above whole nodes of leaves, bottom first, each uint64[3, nodes] in the order of _KINDS."""
-    bottom = np.zeros((len(_KINDS), _whole_nodes(leaves.size // FANOUT)), np.uint64)
-    for start in range(0, leaves.size, _CHUNK):
-        sums = _sum_nodes(_kinds_of(leaves[start : start + _CHUNK]))
-        node = start >> _SHIFT
-        bottom[:, node : node + sums.shape[1]] = sums
-    levels = [bottom]
-    while levels[-1].shape[1] > TOP:
-        sums = _sum_nodes(levels[-1])
-        level = np.zeros((len(_KINDS), _whole_nodes(sums.shape[1])), np.uint64)
-        level[:, : sums.shape[1]] = sums
-        levels.append(level)
-    return levels
-
-
-def _sum_nodes(children: Masses) -> Masses:
-    """uint64[3, n * FANOUT] -> uint64[3, n]."""
-    sums: Masses = children.reshape(len(_KINDS), -1, FANOUT).sum(axis=2, dtype=np.uint64)
-    return sums
-
-
-def _kinds_of(leaves: Leaves) -> Masses:
-    """What each leaf adds to the three sums of its node: uint32[n] -> uint64[3, n]."""
-    kinds = np.empty((len(_KINDS), leaves.size), np.uint64)
-    unseen = leaves == UNSEEN
-    kinds[0] = leaves
-    kinds[0, unseen] = 0
-    kinds[1] = leaves != 0
-    kinds[2] = unseen
-    return kinds
-
-
-def _node_masses(sums: Masses, law: Law) -> Masses:
-    """Masses of nodes from their sums, uint64[3, ...] -> uint64[...]; none wraps where the total does not."""
-    masses: Masses = sums[0]
-    if law.unseen:
-        masses = masses + sums[2] * np.uint64(law.unseen)
-    if law.extra:
-        masses = masses + sums[1] * np.uint64(law.extra)
-    return masses
-
-
-def _leaf_masses(leaves: Leaves, law: Law) -> Masses:
-    """Masses of leaves, uint32[...] -> uint64[...]."""
-    masses = leaves.astype(np.uint64)
-    np.copyto(masses, np.uint64(law.unseen), where=leaves == UNSEEN)
-    if law.extra:
-        masses += (leaves != 0) * np.uint64(law.extra)
-    return masses
-
-
-def _first_of_runs(ascending: Ids) -> Ids:
-    """Where each run of equal values begins, int64[n >= 1] -> int64[runs]."""
-    starts = np.empty(ascending.size, np.bool_)
-    starts[0] = True
-    np.not_equal(ascending[1:], ascending[:-1], out=starts[1:])
-    return np.flatnonzero(starts)
-
-
-def _sorted_unique(ids: Ids, leaves: Leaves) -> tuple[Ids, Leaves]:
-    """Both, in ascending order of ids. ValueError, with the id, where one comes twice."""
-    order = np.argsort(ids)
-    ids = ids[order]
-    twice = np.flatnonzero(ids[1:] == ids[:-1])
+def _check_unique(ids: Ids) -> None:
+    """ValueError, with the id, where one comes twice."""
+    ordered = np.sort(ids)
+    twice = np.flatnonzero(ordered[1:] == ordered[:-1])
     if twice.size:
-        raise ValueError(f"expected each id once, got {int(ids[twice[0]])} more than once")
-    return ids, leaves[order]
+        raise ValueError(f"expected each id once, got {int(ordered[twice[0]])} more than once")
+
+
+def _flat(ids: Ids) -> Ids:
+    """As kernels take them: int64, side by side; a copy only where they are not."""
+    return np.ascontiguousarray(ids, np.int64)
+
+
+def _zeros(count: int, dtype: Any) -> npt.NDArray[Any]:
+    """An array of zeros that begins at a cache line."""
+    size = count * np.dtype(dtype).itemsize
+    room = np.zeros(size + _LINE, np.uint8)
+    start = -room.ctypes.data % _LINE
+    return room[start : start + size].view(dtype)

@@ -8,17 +8,21 @@ transform "power"; a Boltzmann draw is "softmax".
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from steelyard_server.core.exact import log2, quantise
+from steelyard_server.core import kernels
+from steelyard_server.core.exact import quantise
+from steelyard_server.core.kernels.plain.scores import greatest_log2_weight, log2_weights
+from steelyard_server.core.kernels.scores import FLAT, POWER, SOFTMAX
 from steelyard_server.core.random import Purpose, bits
 from steelyard_server.core.sampling import Sampling, law_for, sample
-from steelyard_server.core.tree import UNSEEN, Law, MassTree
+from steelyard_server.core.tree import CHUNK, Law, MassTree
 from steelyard_server.policies.columns import Derived, parse_derived
 from steelyard_server.policies.draw.contract import Draw, Drawer, Drawn, Examples, Float32s, Ids
 
@@ -33,8 +37,6 @@ _COARSE_MEAN = 1 << 12
 # The total mass must stay below 2^63. With a floor f it is that of the leaves divided by 1 - f.
 _TOTAL_BITS = 62.5
 _MAX_FLOOR = 0.9999
-# Weights of exp(s / temperature) further out than this are as good as equal; it keeps every scale an exact float.
-_MAX_LOG2 = 2.0**40
 
 
 class Scored(Draw):
@@ -91,16 +93,17 @@ class Scored(Draw):
 
         A negative score counts as 0 where masses need it: a policy may find such losses from before it.
         """
-        values = scores.astype(np.float64)
+        return log2_weights(scores, *self.curve)
+
+    @property
+    def curve(self) -> tuple[int, float]:
+        """How a score becomes a weight, in the terms of the kernels (core.kernels.scores)."""
         if self.transform == "softmax":
-            return np.clip(values * (_LOG2_E / self.temperature), -_MAX_LOG2, _MAX_LOG2)
-        known = ~np.isnan(values)
-        if self.transform == "power" and self.alpha == 0:
-            # 0^0 is 1: every known score weighs the same.
-            return np.where(known, 0.0, np.nan)
-        result = np.full(values.shape, np.nan)
-        result[known] = log2(np.maximum(values[known], 0.0))
-        return result * self.alpha if self.transform == "power" else result
+            return SOFTMAX, _LOG2_E / self.temperature
+        if self.transform == "identity":
+            return POWER, 1.0
+        # 0^0 is 1: every known score weighs the same.
+        return (POWER, self.alpha) if self.alpha else (FLAT, 0.0)
 
 
 class _Scale(BaseModel):
@@ -129,11 +132,15 @@ class ScoredDrawer(Drawer):
         self._seed = seed
         self._batch_size = batch_size
         self._scale = _Scale() if state is None else _Scale.model_validate(state)
+        self._curve = draw.curve
+        self._unseen_score: float | None = None
+        if isinstance(draw.unseen, float):
+            self._unseen_score = float(draw.log2_weight(np.array([draw.unseen]))[0])
         if state is None:
             greatest = self._greatest_now()
             self._raise_greatest(greatest)
-            self._fit(self._needed(greatest, unseen=bool(np.isnan(self._scores).any())))
-        self._tree = self._build()
+            self._fit(self._needed(greatest, unseen=self._any_unseen()))
+        self._tree = MassTree.filled(examples.size, self._fill)
 
     def draw(self, step: int) -> Drawn:
         order = bits(self._seed, Purpose.ORDER, step)
@@ -148,16 +155,21 @@ class ScoredDrawer(Drawer):
         return Drawn(chosen.ids, chosen.probability, 1.0 / self._tree.live)
 
     def changed(self, ids: Ids) -> None:
-        ids = ids[self._tree.leaves(ids) != 0]
-        greatest = self._greatest_of(self._scores[ids])
+        live = self._tree.leaves(ids) != 0
+        if not live.all():
+            ids = ids[live]
+        leaves = np.empty(len(ids), np.uint32)
+        top = kernels.active.leaves_at(
+            self._scores, np.ascontiguousarray(ids), *self._curve, self._scale.scale, leaves
+        )
+        greatest = top if top > -math.inf else None
         self._raise_greatest(greatest)
-        self._tree.set(ids, self._leaves(ids))
+        self._tree.set(ids, leaves)
         self._settle(greatest)
 
     def grew(self) -> None:
         before = self._most_bits(self._tree.size)
-        new = np.arange(self._tree.size, self._examples.size, dtype=np.int64)
-        self._tree.append(self._leaves(new))
+        self._tree.extend(self._examples.size, self._fill)
         narrower = self._most_bits(self._tree.size) < before
         self._settle(self._greatest_now() if narrower else None)
 
@@ -174,7 +186,7 @@ class ScoredDrawer(Drawer):
     def effective_sample_ratio(self) -> float:
         law = self._law()
         total = self._tree.total(law)
-        return float(total) ** 2 / (self._tree.live * self._tree.sum_of_squares(law)) if total else math.nan
+        return total**2 / (self._tree.live * self._tree.sum_of_squares(law)) if total else math.nan
 
     @property
     def drawable(self) -> int:
@@ -186,8 +198,11 @@ class ScoredDrawer(Drawer):
 
     def check(self) -> None:
         self._tree.check()
-        expected = self._build().all_leaves()
-        assert np.array_equal(expected, self._tree.all_leaves()), "leaves differ from the score column"
+        for start in range(0, self._tree.size, CHUNK):
+            leaves = self._tree.all_leaves()[start : start + CHUNK]
+            expected = np.empty(leaves.size, np.uint32)
+            self._fill(start, expected)
+            assert np.array_equal(expected, leaves), "leaves differ from the score column"
         needed = self._needed(self._greatest_now(), unseen=self._tree.unseen > 0)
         assert not self._overflows(needed), (needed, self._scale)
 
@@ -199,12 +214,12 @@ class ScoredDrawer(Drawer):
     def _unseen_mass(self) -> int:
         if self._draw.unseen == "mean" and self._seen:
             return max(1, self._tree.mass // self._seen)
-        return int(quantise(np.array([self._unseen_log2()]), self._scale.scale)[0])
+        return _mass_of(self._unseen_log2(), self._scale.scale)
 
     def _unseen_log2(self) -> float:
         """log2 of the weight of an example without a score, where that is not the mean one."""
-        if isinstance(self._draw.unseen, float):
-            return float(self._draw.log2_weight(np.array([self._draw.unseen]))[0])
+        if self._unseen_score is not None:
+            return self._unseen_score
         return 0.0 if self._scale.greatest is None else self._scale.greatest
 
     # ---- the leaves ----
@@ -217,20 +232,11 @@ class ScoredDrawer(Drawer):
     def _seen(self) -> int:
         return self._tree.live - self._tree.unseen
 
-    def _leaves(self, ids: Ids) -> npt.NDArray[np.uint32]:
-        weight = self._draw.log2_weight(self._scores[ids])
-        leaves = np.full(len(ids), UNSEEN, np.uint32)
-        known = ~np.isnan(weight)
-        leaves[known] = quantise(weight[known], self._scale.scale)
-        return leaves
-
-    def _build(self) -> MassTree:
-        leaves = np.empty(self._examples.size, np.uint32)
-        for start in range(0, self._examples.size, 1 << 20):
-            ids = np.arange(start, min(start + (1 << 20), self._examples.size), dtype=np.int64)
-            leaves[ids] = self._leaves(ids)
-        leaves[self._examples.retired] = 0
-        return MassTree(leaves)
+    def _fill(self, start: int, leaves: npt.NDArray[np.uint32]) -> None:
+        """Writes the leaves of the ids from `start` on."""
+        stop = start + len(leaves)
+        kernels.active.leaves_of(self._scores[start:stop], *self._curve, self._scale.scale, leaves)
+        leaves[_between(self._examples.retired, start, stop) - start] = 0
 
     # ---- the scale ----
 
@@ -245,7 +251,7 @@ class ScoredDrawer(Drawer):
         needed = self._needed(self._greatest_now(), unseen=self._tree.unseen > 0)
         if self._overflows(needed) or self._finest(needed) > self._scale.scale:
             self._fit(needed)
-            self._tree = self._build()
+            self._tree.refill(self._fill)
         if self._seen:
             # Where one weight dwarfs the others no scale helps: then the next look for one is put off.
             mean = self._tree.mass // self._seen
@@ -279,14 +285,32 @@ class ScoredDrawer(Drawer):
         if greatest is not None and (self._scale.greatest is None or greatest > self._scale.greatest):
             self._scale.greatest = greatest
 
-    def _greatest_of(self, scores: Float32s) -> float | None:
-        """log2 of the greatest weight of `scores`; None where that is 0 or there is none."""
-        # fmax passes NaN over, and the transforms are monotone.
-        top = np.fmax.reduce(scores, initial=np.float32(-np.inf))
-        weight = float(self._draw.log2_weight(np.array([top]))[0])
-        return weight if top > -np.inf and weight > -math.inf else None
-
     def _greatest_now(self) -> float | None:
-        """That of all scores whose ids may be drawn. O(size)."""
-        retired = self._examples.retired
-        return self._greatest_of(np.delete(self._scores, retired) if len(retired) else self._scores)
+        """log2 of the greatest weight of all scores whose ids may be drawn. O(size)."""
+        top = -math.inf
+        for start, scores in self._score_chunks():
+            gone = _between(self._examples.retired, start, start + len(scores))
+            kept = np.delete(scores, gone - start) if len(gone) else scores
+            # fmax passes NaN over, and the transforms are monotone.
+            top = max(top, float(np.fmax.reduce(kept, initial=np.float32(-np.inf))))
+        weight = greatest_log2_weight(np.array([top], np.float32), *self._curve)
+        return weight if weight > -math.inf else None
+
+    def _any_unseen(self) -> bool:
+        return any(bool(np.isnan(scores).any()) for _, scores in self._score_chunks())
+
+    def _score_chunks(self) -> Iterator[tuple[int, Float32s]]:
+        for start in range(0, self._examples.size, CHUNK):
+            yield start, self._scores[start : start + CHUNK]
+
+
+@lru_cache(maxsize=256)
+def _mass_of(log2_weight: float, scale: int) -> int:
+    """The leaf of one weight."""
+    return int(quantise(np.array([log2_weight]), scale)[0])
+
+
+def _between(ordered: Ids, start: int, stop: int) -> Ids:
+    """Those of ascending `ordered` that are in start..stop-1."""
+    first, last = np.searchsorted(ordered, (start, stop))
+    return ordered[first:last]

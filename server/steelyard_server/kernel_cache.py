@@ -1,0 +1,101 @@
+"""Where compiled kernels are kept, and how a process gets them.
+
+    python -m steelyard_server.kernel_cache
+
+compiles what is not kept yet, which takes some seconds; a process that finds it done loads it in half a second. What
+is kept depends on all that it was made from: each set of sources, versions and processor has a folder of its own, so
+none is ever stale. Processes may compile into the same folder at once: numba replaces whole files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from steelyard_server.core import kernels
+
+_COMPLETE = "complete"
+_SOURCES = Path(kernels.__file__).parents[1]
+
+
+def folder() -> Path:
+    """The folder for the kernels of this code on this machine: the first that can be written of $NUMBA_CACHE_DIR,
+    beside the code, in the user's cache, and among temporary files. OSError where there is none."""
+    name = _fingerprint()
+    refused: OSError | None = None
+    for base in _bases():
+        try:
+            place = base / name
+            place.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=place):
+                return place
+        except OSError as error:
+            refused = error
+    raise OSError(f"no folder for compiled kernels can be written: {refused}")
+
+
+def is_complete(place: Path) -> bool:
+    """Whether all kernels have been compiled into the folder."""
+    return (place / _COMPLETE).exists()
+
+
+def load(place: Path) -> None:
+    """Takes the compiled kernels from the folder, and uses them from here on; compiles what is not there, with the
+    interpreter lock held. ImportError without numba, RuntimeError where they do not do what NumPy does."""
+    from numba.core import config
+
+    before, config.CACHE_DIR = config.CACHE_DIR, str(place)
+    try:
+        kernels.use(kernels.load())
+    finally:
+        config.CACHE_DIR = before
+    (place / _COMPLETE).touch()
+
+
+def _bases() -> Iterator[Path]:
+    if given := os.environ.get("NUMBA_CACHE_DIR"):
+        yield Path(given)
+    yield _SOURCES / "kernels" / "__pycache__"
+    yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steelyard" / "kernels"
+    # For this user alone: what lies here is run.
+    yield Path(tempfile.gettempdir()) / f"steelyard-kernels-{os.getuid()}"
+
+
+def _fingerprint() -> str:
+    """Of all that compiled code follows from."""
+    digest = hashlib.blake2b(digest_size=10)
+    for source in [_SOURCES / "exact.py", *sorted((_SOURCES / "kernels").rglob("*.py"))]:
+        digest.update(source.read_bytes())
+    versions = [metadata.version(package) for package in ("numba", "llvmlite", "numpy")]
+    digest.update(repr([sys.version, *versions, platform.machine(), _processor()]).encode())
+    return digest.hexdigest()
+
+
+def _processor() -> str:
+    """What tells a processor from others that run other instructions."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+            first = [next(lines, "") for _ in range(40)]
+    except OSError:
+        return platform.processor()
+    return "".join(line for line in first if line.startswith(("model name", "flags", "Features", "CPU")))
+
+
+def main() -> None:
+    start = time.monotonic()
+    place = folder()
+    if is_complete(place):
+        return
+    load(place)
+    print(f"compiled the kernels in {time.monotonic() - start:.1f} s into {place}")  # noqa: T201 -- a command speaks
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""A server begins with the kernels in NumPy and takes over the compiled ones when they are ready.
+
+Where they are kept already, that is half a second after it answers. Where not, a child process compiles them, so that
+neither the interpreter lock nor a thread of the server stands still for it. Answers are the same bits before and after.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from steelyard_server import kernel_cache
+from steelyard_server.core import kernels
+from steelyard_server.core.kernels import plain
+from steelyard_server.log import logger
+
+_COMPILE_SECONDS = 600.0
+_POLL_SECONDS = 0.05
+
+_log = logger(__name__)
+_one_at_a_time = threading.Lock()
+_given_up: list[str] = []
+"""Why this process stays with NumPy: said once, however many servers it starts."""
+
+
+class NoCompiledKernelsError(OSError):
+    """Compiled kernels cannot be had on this machine; the message says why."""
+
+
+class Takeover:
+    """Brings the compiled kernels into this process, on a thread of its own; once for all servers in it."""
+
+    def __init__(self) -> None:
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kernels", daemon=True)
+
+    def start(self) -> None:
+        """Returns at once. Where it cannot be done, one warning says why."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends it, and a child that compiles. Returns when both are gone; what was taken over stays."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(_COMPILE_SECONDS)
+
+    def finish(self) -> None:
+        """Does it on the caller's thread, instead of `start`. NoCompiledKernelsError where it cannot be done."""
+        with _one_at_a_time:
+            if kernels.active is plain:
+                start = time.monotonic()
+                place = _place()
+                compiled = self._compile(place)
+                if not self._stopped.is_set():
+                    _load(place)
+                    _log.info(
+                        "kernels_taken_over", seconds=round(time.monotonic() - start, 2), compiled=compiled
+                    )
+
+    def _run(self) -> None:
+        if _given_up:
+            return
+        try:
+            self.finish()
+        except NoCompiledKernelsError as error:
+            if not _given_up:
+                _given_up.append(str(error))
+                _log.warning("kernels_stay_in_numpy", why=str(error))
+
+    def _compile(self, place: Path) -> bool:
+        """Whether a child had to compile."""
+        if kernel_cache.is_complete(place):
+            return False
+        command = [sys.executable, "-P", "-m", kernel_cache.__name__]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        deadline = time.monotonic() + _COMPILE_SECONDS
+        with subprocess.Popen(  # noqa: S603 -- this interpreter, and a module of our own
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as child:
+            while True:
+                try:
+                    _, said = child.communicate(timeout=_POLL_SECONDS)
+                    break
+                except subprocess.TimeoutExpired:
+                    late = time.monotonic() > deadline
+                    if not late and not self._stopped.is_set():
+                        continue
+                    child.kill()
+                    child.communicate()
+                    if late:
+                        raise NoCompiledKernelsError(
+                            f"compiling took more than {_COMPILE_SECONDS:g} s"
+                        ) from None
+                    return False
+        if child.returncode:
+            lines = said.strip().splitlines() or [f"the compiling process exited with {child.returncode}"]
+            raise NoCompiledKernelsError(lines[-1])
+        return True
+
+
+def _place() -> Path:
+    try:
+        return kernel_cache.folder()
+    except (OSError, ImportError) as error:
+        raise NoCompiledKernelsError(str(error)) from error
+
+
+def _load(place: Path) -> None:
+    try:
+        kernel_cache.load(place)
+    except Exception as error:
+        # Whatever numba or LLVM object to on this machine: NumPy does the same.
+        raise NoCompiledKernelsError(f"{type(error).__name__}: {error}") from error
