@@ -230,17 +230,51 @@ def test_a_run_that_is_deleted_while_it_is_saved_leaves_nothing(tmp_path: Path, 
         store.close()
 
 
-def test_a_frozen_column_is_what_it_was_whatever_is_written_and_in_whichever_order_it_is_read() -> None:
+@pytest.mark.parametrize("many", [8, 10**9])
+def test_a_frozen_column_is_what_it_was_whatever_is_written_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    monkeypatch.setattr(frozen_column, "_MANY", many)
+    monkeypatch.setattr(frozen_column, "_GROUP", 64)
     rng = np.random.default_rng(0)
-    for _ in range(50):
+    for _ in range(200):
         size = int(rng.integers(1, 300))
         values = rng.random(size).astype(np.float32)
         before = values.copy()
         frozen = FrozenColumn(values)
         cuts = [0, *sorted(rng.integers(0, size + 1, 3).tolist()), size]
         for start, stop in itertools.pairwise(cuts):
-            for _ in range(int(rng.integers(0, 4))):
-                ids = rng.integers(0, size, int(rng.integers(0, 40)))
+            for _ in range(int(rng.integers(0, 6))):
+                low = int(rng.integers(0, size))
+                ids = [
+                    rng.integers(0, size, int(rng.integers(0, 40))),
+                    np.arange(low, int(rng.integers(low, size))),
+                    np.arange(low, size, 2),
+                ][int(rng.integers(0, 3))]
                 frozen.keep(ids)
                 values[ids] = rng.random(len(ids))
             assert frozen.read(start, stop).tobytes() == before[start:stop].tobytes()
+
+
+def test_a_frozen_column_is_what_it_was_while_another_thread_writes_without_a_pause() -> None:
+    rng, over = np.random.default_rng(1), threading.Event()
+    values = rng.random(40 * frozen_column.CHUNK).astype(np.float32)
+    before = values.copy()
+    frozen = FrozenColumn(values)
+
+    def write() -> None:
+        while not over.is_set():
+            for ids in (rng.integers(0, len(values), 1024), np.arange(0, len(values), 3)[: 1 << 20]):
+                frozen.keep(ids)
+                values[ids] += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for index, chunk in frozen.chunks(range(40)):
+            place = slice(index * frozen_column.CHUNK, (index + 1) * frozen_column.CHUNK)
+            assert chunk.tobytes() == before[place].tobytes(), index
+    finally:
+        over.set()
+        writer.join(LONG)
+    assert (values != before).any()

@@ -16,16 +16,13 @@ from steelyard_server.core.events import Float32s, Ids
 
 from .ops import U64_MAX, Op
 from .ring import PAGE_BYTES, History
-from .segments import BLOCK, BYTES_A_LOSS, Losses, Segments, grouped, sorted_losses
+from .segments import BLOCK, BYTES_A_LOSS, Entries, Losses, Segments, grouped, sorted_losses
 from .store import Store
 
 MERGE_COST = 4
 """Segments are merged once that writes no more than this many times what they take themselves."""
 
 _BLOCKS_AT_ONCE = 16
-
-Entries = Sequence[tuple[int, Ids, Float32s]]
-"""(step, ids, losses), in fold order."""
 
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]

@@ -18,6 +18,7 @@ import itertools
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,8 @@ _CONTENT = struct.Struct("<BI")
 _END_OF_PART = b"\xff" * 5
 
 UInt32s = npt.NDArray[np.uint32]
+Entries = Sequence[tuple[int, npt.NDArray[np.integer[Any]], Float32s]]
+"""(step, ids, losses), in fold order."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -217,11 +220,11 @@ class Segments:
         return f"run {self._run_id}, the losses saved at journal record {seq}"
 
 
-def grouped(entries: Sequence[tuple[int, Ids, Float32s]]) -> Iterator[Losses]:
-    """Losses in fold order, (step, ids, losses) each, as segments of some two million: what each is made of is all that
-    is held. ValueError: a negative id, a step of 2^32 or more.
+def grouped(entries: Entries) -> Iterator[Losses]:
+    """Losses as segments of some two million: what each is made of is all that is held. ValueError: a negative id, a
+    step of 2^32 or more.
     """
-    group: list[tuple[int, Ids, Float32s]] = []
+    group: list[tuple[int, npt.NDArray[np.integer[Any]], Float32s]] = []
     size = 0
     for place, (step, ids, losses) in enumerate(entries):
         if not 0 <= step < 2**32:
@@ -230,8 +233,11 @@ def grouped(entries: Sequence[tuple[int, Ids, Float32s]]) -> Iterator[Losses]:
         size += ids.size
         if size >= _SEGMENT_LOSSES or place == len(entries) - 1:
             steps = np.repeat(np.array([one[0] for one in group], np.uint32), [one[1].size for one in group])
-            ids, losses = np.concatenate([one[1] for one in group]), np.concatenate([one[2] for one in group])
-            if ids.size and int(ids.min()) < 0:
-                raise ValueError(f"expected ids of 0 or more, got {int(ids.min())}")
+            all_ids, all_losses = (
+                np.concatenate([one[1] for one in group]).astype(np.int64),
+                np.concatenate([one[2] for one in group]),
+            )
+            if all_ids.size and int(all_ids.min()) < 0:
+                raise ValueError(f"expected ids of 0 or more, got {int(all_ids.min())}")
             group, size = [], 0
-            yield sorted_losses(ids, steps, losses)
+            yield sorted_losses(all_ids, steps, all_losses)

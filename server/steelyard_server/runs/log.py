@@ -33,6 +33,7 @@ from steelyard_server.history.errors import RecordDamaged
 from steelyard_server.history.journal import Journal
 from steelyard_server.history.losses import LossHistory
 from steelyard_server.history.ops import Op
+from steelyard_server.history.segments import Entries
 from steelyard_server.history.store import Store
 from steelyard_server.policies.columns import Derived, parse_derived
 from steelyard_server.runs import snapshot
@@ -294,14 +295,15 @@ class RunLog:
         columns = {name: np.full(size, np.nan, np.float32) for name in derived.columns}
         if derived.signal != "loss" or not kept:
             return columns
-        unsaved = _joined(state.unsaved_history)
-        newer = np.bincount(unsaved.ids, minlength=size)
-        for entry, behind in [
-            *((page, newer) for page in self._stored_history(seq, size)),
-            (unsaved, newer * 0),
-        ]:
-            counts = np.isfinite(entry.losses) & (_from_end(entry.ids) + behind[entry.ids] < kept)
-            derived.fold(columns, entry.ids[counts], entry.losses[counts])
+        unsaved = _by_id(state.unsaved_history)
+        for start in range(0, size, _IDS_PER_PAGE):
+            page = np.arange(start, min(start + _IDS_PER_PAGE, size), dtype=np.int64)
+            counts, _, stored = self._history.read(page, self.saved_seq if seq is None else seq)
+            low, high = np.searchsorted(unsaved.ids, (start, start + len(page)))
+            ids = np.concatenate([np.repeat(page, counts), unsaved.ids[low:high].astype(np.int64)])
+            losses = np.concatenate([stored, unsaved.losses[low:high]])
+            counted = np.isfinite(losses) & (_from_end(ids) < kept)
+            derived.fold(columns, ids[counted], losses[counted])
         return columns
 
     # ---- inside ----
@@ -343,13 +345,6 @@ class RunLog:
             self._checkpoints.list(), self.journal.first_seq(), floor, state.bookmarks.values(), end_of
         )
 
-    def _stored_history(self, seq: int | None, size: int) -> Iterator[HistoryEntry]:
-        """The stored history, a page of ids at a time: of each id in the order in which it was folded."""
-        for start in range(0, size, _IDS_PER_PAGE):
-            ids = np.arange(start, min(start + _IDS_PER_PAGE, size), dtype=np.int64)
-            counts, _, losses = self._history.read(ids, self.saved_seq if seq is None else seq)
-            yield HistoryEntry(0, np.repeat(ids, counts), losses)
-
 
 def _survives(event: Event, step: int) -> bool:
     match event:
@@ -368,14 +363,16 @@ def _survives(event: Event, step: int) -> bool:
             return False
 
 
-def _plain(entries: Sequence[HistoryEntry]) -> list[tuple[int, Ids, Float32s]]:
+def _plain(entries: Sequence[HistoryEntry]) -> Entries:
     return [(entry.step, entry.ids, entry.losses) for entry in entries]
 
 
-def _joined(entries: Sequence[HistoryEntry]) -> HistoryEntry:
-    ids = [np.empty(0, np.int64), *(entry.ids for entry in entries)]
-    losses = [np.empty(0, np.float32), *(entry.losses for entry in entries)]
-    return HistoryEntry(0, np.concatenate(ids), np.concatenate(losses))
+def _by_id(entries: Sequence[HistoryEntry]) -> HistoryEntry:
+    """All in one, ascending; those of an id in fold order."""
+    ids = np.concatenate([np.empty(0, np.uint32), *(entry.ids for entry in entries)])
+    losses = np.concatenate([np.empty(0, np.float32), *(entry.losses for entry in entries)])
+    order = np.argsort(ids, kind="stable")
+    return HistoryEntry(0, ids[order], losses[order])
 
 
 def _from_end(ids: Ids) -> npt.NDArray[np.int64]:

@@ -74,7 +74,11 @@ class Ownership:
         state = self._run.state()
         self._check_ids(ids)
         waiting = [
-            HistoryEntry(step, record.drawn.ids[record.reported], record.signals["loss"][record.reported])
+            HistoryEntry(
+                step,
+                record.drawn.ids[record.reported].astype(np.uint32),
+                record.signals["loss"][record.reported],
+            )
             for step, record in sorted(state.steps.items())
             if step >= state.folded_steps and state.spec.staleness != "any" and record.reported.any()
         ]

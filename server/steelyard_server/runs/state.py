@@ -67,10 +67,10 @@ class Attempts:
 
 @dataclass(slots=True, eq=False)
 class HistoryEntry:
-    """Folded losses on their way to the per-example history: one number per id, in fold order."""
+    """Folded losses on their way to the per-example history: one number per id (uint32[n]), in fold order."""
 
     step: int
-    ids: Ids
+    ids: npt.NDArray[np.uint32]
     losses: Float32s
 
 
@@ -357,7 +357,7 @@ class RunState:
             return
         self.folded_reports += 1
         if "loss" in signals and self.spec.history_size:
-            self.unsaved_history.append(HistoryEntry(step, ids, signals["loss"]))
+            self.unsaved_history.append(HistoryEntry(step, ids.astype(np.uint32), signals["loss"]))
         for derived in self.policy.draw.derived:
             values = signals.get(derived.signal)
             if values is None:
