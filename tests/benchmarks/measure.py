@@ -18,6 +18,9 @@ class Options:
     large: bool
     scratch: Path
     """An empty folder on a real disk."""
+    huge: bool = False
+    peers: Path | None = None
+    """Where `make peers` installed them; None: measure without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,8 @@ class Series:
     unit: str
     values: Sequence[float]
     against: str | None = None
+    shown: bool = True
+    """Whether it has a line in the text too; the JSON has it always."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,8 @@ class Table:
     title: str
     series: Sequence[Series]
     sizes: Mapping[str, object] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    """What is not like for like, and what is absent."""
 
     def ratios(self, series: Series) -> list[float]:
         """The series over the one that it is held against, turn by turn; empty where it is held against none."""
@@ -76,14 +83,15 @@ def text_of(table: Table) -> str:
     """The table for eyes: median, least and greatest of each series, and of its ratios."""
     sizes = ", ".join(f"{name} {value}" for name, value in table.sizes.items())
     lines = [f"{table.title}   ({sizes})" if sizes else table.title]
-    width = max(len(series.name) for series in table.series)
-    for series in table.series:
+    shown = [series for series in table.series if series.shown]
+    width = max(len(series.name) for series in shown)
+    for series in shown:
         ratios = table.ratios(series)
         ratio = f"   {_spread(ratios)} x {series.against}" if ratios else ""
         lines.append(
             f"  {series.name:<{width}}  {_spread(series.values):>30} {series.unit:<7}{ratio}".rstrip()
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"  * {note}" for note in table.notes)])
 
 
 def json_of(table: Table) -> dict[str, object]:
@@ -96,11 +104,14 @@ def json_of(table: Table) -> dict[str, object]:
                 "unit": series.unit,
                 "values": list(series.values),
                 "median": statistics.median(series.values),
+                "least": min(series.values),
+                "greatest": max(series.values),
                 "against": series.against,
                 "ratios": table.ratios(series),
             }
             for series in table.series
         ],
+        "notes": list(table.notes),
     }
 
 

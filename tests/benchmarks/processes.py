@@ -23,8 +23,16 @@ class Program:
     """A module of tests/benchmarks/programs in a process of its own. Each ends itself after `life` seconds, so that a
     pipe that is read here ends too."""
 
-    def __init__(self, module: str, *arguments: object, life: float = 120.0) -> None:
-        command = [sys.executable, "-m", f"tests.benchmarks.programs.{module}", "--life", str(life)]
+    def __init__(
+        self,
+        module: str,
+        *arguments: object,
+        life: float = 120.0,
+        python: str = sys.executable,
+        within: Sequence[str] = (),
+    ) -> None:
+        """`within`: a command that runs the one that follows it."""
+        command = [*within, python, "-m", f"tests.benchmarks.programs.{module}", "--life", str(life)]
         self._module = module
         self._process = subprocess.Popen(
             [*command, *map(str, arguments)],

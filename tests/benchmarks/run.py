@@ -18,15 +18,37 @@ ROOT = Path(__file__).resolve().parents[2]
 # In place of this folder: its modules are tests.benchmarks.*, here and in the programs that they start.
 sys.path[0] = str(ROOT)
 
-from tests.benchmarks import core, edge, history, rewind, runs, start, step, wire  # noqa: E402
+from tests.benchmarks import (  # noqa: E402
+    core,
+    cycle,
+    disk,
+    edge,
+    history,
+    memory,
+    peers,
+    reverb,
+    rewind,
+    runs,
+    saving,
+    scale,
+    start,
+    step,
+    wire,
+)
 from tests.benchmarks.measure import Options, Table, json_of, text_of  # noqa: E402
 
 BENCHMARKS: dict[str, Callable[[Options], Iterator[Table]]] = {
     "core": core.measure,
+    "cycle": cycle.measure,
     "history": history.measure,
     "wire": wire.measure,
     "step": step.measure,
+    "reverb": reverb.measure,
     "edge": edge.measure,
+    "memory": memory.measure,
+    "scale": scale.measure,
+    "disk": disk.measure,
+    "saving": saving.measure,
     "runs": runs.measure,
     "rewind": rewind.measure,
     "start": start.measure,
@@ -39,7 +61,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS), metavar="NAME")
     parser.add_argument("--repeats", type=int, default=5, help="turns that each figure is the median of")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
-    parser.add_argument("--large", action="store_true", help="also 1e8 ids; needs some 6 GB of memory")
+    parser.add_argument("--large", action="store_true", help="also 1e8 ids; needs some 10 GB of memory")
+    parser.add_argument("--huge", action="store_true", help="also 1e9 ids; needs 20 GB, and 60 GB of disk")
+    parser.add_argument("--peers", type=Path, default=peers.FOLDER, help="where make peers installed them")
     parser.add_argument(
         "--json", type=Path, default=ROOT / ".cache" / "bench.json", help="where the values go"
     )
@@ -51,7 +75,9 @@ def main() -> None:
     for name in args.only:
         # Beside the JSON, not in the system's folder for temporary files: that may be memory, where fsync is free.
         with tempfile.TemporaryDirectory(prefix=f"bench-{name}-", dir=args.json.parent) as scratch:
-            options = Options(args.repeats, args.quick, args.large, Path(scratch))
+            options = Options(
+                args.repeats, args.quick, args.large, Path(scratch), huge=args.huge, peers=args.peers
+            )
             for table in BENCHMARKS[name](options):
                 print(f"\n{text_of(table)}", flush=True)
                 tables.append(json_of(table))

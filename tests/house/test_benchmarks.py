@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "tests" / "benchmarks"
-HELPERS = {"run", "measure", "processes"}
+HELPERS = {"run", "measure", "processes", "peers", "lives", "plots"}
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - HELPERS)
 
 

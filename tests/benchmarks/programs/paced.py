@@ -22,8 +22,8 @@ class Paced:
         self.started = threading.Event()
         self.over = False
         self.error: str | None = None
-        self.took: list[tuple[float, float]] = []
-        """When each step began, by time.monotonic, and its seconds."""
+        self.took: list[tuple[float, float, float]] = []
+        """When each step began, by time.monotonic, its seconds, and those of next."""
 
     def run(self) -> None:
         try:
@@ -40,9 +40,11 @@ class Paced:
             due = time.monotonic()
             while not self.over:
                 began = time.monotonic()
-                session.report_async(session.next(), losses)
+                batch = session.next()
+                taken = time.monotonic()
+                session.report_async(batch, losses)
                 session.flush()
-                self.took.append((began, time.monotonic() - began))
+                self.took.append((began, time.monotonic() - began, taken - began))
                 if len(self.took) == _FIRST_STEPS:
                     self.started.set()
                 # A step that took too long is not made up for by faster ones.
@@ -70,8 +72,10 @@ def main() -> None:
         one.over = True
     for thread in threads:
         thread.join(30)
-    seconds = [took for one in paced for began, took in one.took if start <= began < stop]
-    parent.say({"seconds": seconds, "errors": [one.error for one in paced if one.error]})
+    steps = [step for one in paced for step in one.took if start <= step[0] < stop]
+    began, seconds, taken = zip(*steps, strict=True) if steps else ((), (), ())
+    errors = [one.error for one in paced if one.error]
+    parent.say({"began": began, "seconds": seconds, "next": taken, "errors": errors})
 
 
 if __name__ == "__main__":
