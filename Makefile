@@ -4,6 +4,8 @@
 #   make test    all tests
 #   make check   format, lint, types, generated code, schema
 #   make bench   benchmarks
+#   make peers   what some of them are held against, each into an environment of its own; optional, 8 GB
+#   make plots   two pictures of what make bench found
 #   make gen     generate code from proto/
 #   make crash MINUTES=10 [SEED=7 ROUND=3]   kill servers and trainers for so long, and compare with runs in peace
 #
@@ -24,7 +26,7 @@ MINUTES ?= 5
 SOURCES := client server tests proto $(wildcard trainer_example)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench crash gen release-schema clean lint types generated schema kernels
+.PHONY: demo test check bench peers plots crash gen release-schema clean lint types generated schema kernels
 
 demo: $(VENV)/ready
 	$(PY) trainer_example/demo.py
@@ -36,6 +38,12 @@ check: lint types generated schema
 
 bench: $(VENV)/ready kernels
 	$(PY) tests/benchmarks/run.py $(ARGS)
+
+peers: $(VENV)/ready
+	$(PY) tests/benchmarks/peers.py $(ARGS)
+
+plots: $(VENV)/ready
+	$(PY) tests/benchmarks/plots.py $(ARGS)
 
 # With a round it plays that one, to repeat what failed.
 crash: $(VENV)/ready

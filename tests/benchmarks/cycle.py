@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,15 +18,20 @@ OURS = "steelyard"
 REFERENCE = f"{OURS}: stratified"
 BATCHES = (64, 256, 1024, 4096, 16384, 65536)
 BATCHES_AT = 1_000_000
+_LIFE_SECONDS = 3600.0
 _PEERS_LIMIT = 100_000_000
 """A peer's trees of more than this many ids do not fit beside ours."""
 
 _NOTES = (
-    "steelyard: all of a run's draw and fold: bits of the step, distinct probabilities, shuffle, the column, duplicates, "
-    "log2 scores to 32-bit masses, exact 64-bit sums; its draws are a pure function of seed and step",
-    "torchrl and cpprb draw stratified or independent ids in float sums, keep a min tree, and make importance weights; "
-    "cpprb also copies out one byte an example",
-    "'alone': random targets to ids and new values into the tree, no more; multinomial and cumsum: no tree",
+    (
+        "steelyard: all that a run does: random bits of the step, draw, probabilities, shuffle, the column, "
+        "duplicates, scores to 32-bit masses, exact sums; a pure function of seed and step"
+    ),
+    (
+        "torchrl, cpprb: independent or stratified ids from float sums, a min tree, importance weights; cpprb "
+        "copies out a byte an example; distinct ids are nobody else's but torch.multinomial's"
+    ),
+    "alone: random targets to ids and new values into the tree, no more; multinomial and cumsum: no tree",
 )
 
 
@@ -61,12 +67,11 @@ def measure(options: Options) -> Iterator[Table]:
 def _open(stack: ExitStack, options: Options, size: int, names: Sequence[str] | None = None) -> _Field:
     """Starts the contenders; each answers when its libraries are there, and builds a case when it is asked for one."""
     found = _Field(size)
-    modules: dict[str, tuple[str | None, str]] = {OURS: (None, ""), "numpy": (None, "")}
+    modules = {OURS: ("", ""), "numpy": ("", "")}
     if importlib.util.find_spec("torch") is not None:
-        modules["torch"] = (None, "")
+        modules["torch"] = ("", "")
     for peer in ("torchrl", "cpprb"):
-        python, why = peers.python_of(options.peers, peer)
-        modules[peer] = (python or None, why)
+        modules[peer] = peers.python_of(options.peers, peer)
     for name, (python, why) in modules.items():
         if names is not None and name not in names:
             continue
@@ -74,12 +79,7 @@ def _open(stack: ExitStack, options: Options, size: int, names: Sequence[str] | 
             found.absent.append(why or f"{name}: not at {size:.0e} ids")
             continue
         arguments = ("--size", size, "--hold", 64 if size <= _PEERS_LIMIT else 1)
-        life = 3600.0
-        program = (
-            Program(f"cycle_{name}", *arguments, life=life)
-            if python is None
-            else Program(f"cycle_{name}", *arguments, life=life, python=python)
-        )
+        program = Program(f"cycle_{name}", *arguments, life=_LIFE_SECONDS, python=python or sys.executable)
         stack.enter_context(program)
         said = program.read()
         found.contenders.append(_Contender(name, said["cases"], program, f"{name}: {said['told']}"))

@@ -19,7 +19,10 @@ _QUIET_SECONDS = 2.5
 """Nothing is written for longer than the server takes to look whether a checkpoint is due, once a second."""
 _MIB = 1 << 20
 _COLUMN = 4
-"""Bytes an example of the one column that this policy keeps; an example of the history takes 1 + 8 for each loss kept."""
+"""Bytes an example of the one column that this policy keeps. In the history it takes 1, and 8 for each loss kept."""
+
+_WINDOW_STEPS, _WINDOW_BYTES = 256, 21
+"""Batches that may yet be reported, and bytes of an id there: itself, probability, loss, whether it was reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +83,17 @@ _UNITS = {
     "losses between checkpoints": "",
 }
 _NOTES = (
-    "written: what the process caused to be written to storage (/proc/PID/io), in whole pages, of a run from its first "
-    "report on; the journal's records hold the batches drawn too",
-    "bound: the run's column and history written whole at each checkpoint, which is all there is",
+    (
+        "written: what the process caused to be written to storage (/proc/PID/io), in whole pages; the "
+        "journal's records hold the batches drawn too"
+    ),
+    "bound: at each checkpoint its column and history whole, and the last 256 batches with losses",
 )
 
 
 def _turn(options: Options, name: str, setting: _Setting) -> dict[str, float]:
-    """Reports until just after the first checkpoint is due, and again for the second, each time at rest until it is made.
-    Eight tenths of the way to the first show what the journal takes alone."""
+    """Reports until just after the first checkpoint is due, and again for the second, and rests until it is made. Eight
+    tenths of the way to the first show what the journal takes alone."""
     settings: dict[str, Any] = {
         "checkpoint_interval_seconds": 1e6,
         "checkpoint_journal_bytes": setting.checkpoint_bytes,
@@ -117,6 +122,7 @@ def _turn(options: Options, name: str, setting: _Setting) -> dict[str, float]:
     of_checkpoints = max(0.0, all_written - a_loss * last.reported_losses)
     between = setting.checkpoint_bytes / (last.journal_bytes / last.reported_losses)
     whole = setting.ids * (_COLUMN + (1 + 8 * setting.history if setting.history else 0))
+    whole += _WINDOW_STEPS * setting.batch * _WINDOW_BYTES
     return {
         "a loss: written": all_written / last.reported_losses,
         "a loss: the journal's records": last.journal_bytes / last.reported_losses,

@@ -32,11 +32,11 @@ _PART = 1 << 20
 """Losses of one call of observe."""
 _STEPS = 64
 _SMALL = 4096
-_SAVE_SECONDS = 2.0
+_SAVE_SECONDS = 1.0
 _SAVE_IDS_A_SECOND = 5e6
-"""A run that changes saves itself here every 2 s, or 20 at 1e8 and 200 at 1e9: not the whole time that it is given its
-losses, and soon after the last of them."""
-_QUIET_SECONDS = 3.0
+"""A run that changes saves itself here every second, or every 20 at 1e8 and 200 at 1e9: not all the time that it is
+given its losses, and soon after the last of them."""
+_QUIET_SECONDS = 2.0
 """So long nothing is written: it has saved."""
 _WAIT_SECONDS = 1800.0
 _T = TypeVar("_T")

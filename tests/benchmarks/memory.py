@@ -12,8 +12,10 @@ _COLUMN = 4
 """Bytes of last_loss, the only column that this policy keeps."""
 
 _NOTES = (
-    "anonymous memory (RssAnon) over that of the same server with a run of 4096 examples that has served; every example "
-    "has a loss, the run has trained and saved itself, and nothing goes on",
+    (
+        "anonymous memory (RssAnon) over that of the same server with a run of 4096 examples that has served; "
+        "each example has a loss, the run has trained and saved itself, and nothing goes on"
+    ),
     "peaks: sampled every 5 ms; VmHWM counts pages of the store too, which the system may drop at any time",
 )
 

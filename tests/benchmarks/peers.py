@@ -106,10 +106,13 @@ def _why(error: Exception) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*PEERS, []], default=list(PEERS), metavar="NAME")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PEERS)}; all by default")
     parser.add_argument("--to", type=Path, default=FOLDER)
     args = parser.parse_args()
     for name in args.names:
+        if name not in PEERS:
+            parser.error(f"expected names of {', '.join(PEERS)}, got {name!r}")
+    for name in args.names or PEERS:
         print(f"{name}: {', '.join(PEERS[name].requirements)} ...", flush=True)
         why = install(args.to, name)
         print(f"{name}: {f'left out: {why}' if why else 'ready'}", flush=True)

@@ -27,10 +27,15 @@ _CASES = {
     "update": "reverb: priorities, TFClient.update_priorities",
 }
 _NOTES = (
-    "steelyard serves ids and takes as many losses back at the same time, both durable; a figure of Reverb is that of "
-    "one of the two by itself, in memory",
-    "Reverb also carries payloads, here one byte an item, and its dataset comes batched by 1024; client.sample is its "
-    "plain Python call, of which it says itself that training should use the datasets",
+    (
+        "steelyard serves ids and takes as many losses back at the same time, both durable; a figure of "
+        "Reverb is that of one of the two by itself, in memory"
+    ),
+    (
+        "Reverb also carries payloads, here one byte an item, and its dataset comes batched by 1024; "
+        "client.sample is its plain Python call, of which it says itself that training should use the "
+        "datasets"
+    ),
     "Reverb draws independent ids; steelyard's batch is stratified or distinct, and shuffled",
 )
 
@@ -55,7 +60,7 @@ def measure(options: Options) -> Iterator[Table]:
             stack.enter_context(table)
             table.read()
             for case, name in _CASES.items():
-                cases[name] = lambda case=case: _ask(table, case, seconds)
+                cases[name] = partial(_ask, table, case, seconds)
         found = in_turns(options.repeats, cases)
     series = [Series(name, "/s", values, None if name == _OURS else _OURS) for name, values in found.items()]
     for name in cases:

@@ -26,8 +26,10 @@ _SAVING_BYTES = 1 << 20
 """The run's steps write some 4 MB a second. Who writes so much within `_AROUND_SECONDS` is saving."""
 _AROUND_SECONDS = 0.1
 _NOTES = (
-    "two servers with the same run: one never saves it, the other once a second or as soon as it has saved it, since its "
-    "journal has grown by 1 MiB by then; both in the same turns",
+    (
+        "two servers with the same run: one never saves it, the other once a second or whenever it is done, since its "
+        "journal has grown by 1 MiB by then; both in the same turns"
+    ),
     "while it saves: steps that began while the server wrote more than 1 MiB in 0.1 s, or 0.1 s before or after",
     "step: from next to the acknowledgement of its report; next: one batch is fetched ahead meanwhile",
 )

@@ -9,9 +9,11 @@ from tests.benchmarks.measure import Options, Series, Table
 from tests.benchmarks.wire import BATCH
 
 _NOTES = (
-    "until it is saved: from its last report until the server has written nothing for longer than between two checkpoints",
-    "restarts: from the start of the process to the first batch in the trainer's hands; with the store's files in the "
-    "system's memory as the killed server left them, and again with that dropped",
+    "until it is saved: from its last report until nothing was written for longer than between two checkpoints",
+    (
+        "restarts: from the start of the process to the first batch in the trainer's hands; with the store's "
+        "files in the system's memory as the killed server left them, and again with that dropped"
+    ),
 )
 
 

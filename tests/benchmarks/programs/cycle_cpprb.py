@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from cpprb import PrioritizedReplayBuffer
+from cpprb import PrioritizedReplayBuffer  # type: ignore[import-not-found]
 
 from tests.benchmarks.programs import cycles
 from tests.benchmarks.programs.cycles import Case

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def cases_of(size: int) -> Mapping[str, Callable[[], Case]]:
     steps = itertools.count()
     return {
         **{
-            mode: lambda mode=mode: _drawer(mode, size, scores, steps)
+            mode: partial(_drawer, mode, size, scores, steps)
             for mode in ("stratified", "distinct", "independent")
         },
         "tree alone": lambda: _tree(scores, steps),

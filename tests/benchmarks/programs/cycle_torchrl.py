@@ -7,9 +7,9 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torchrl import _torchrl
-from torchrl.data.replay_buffers.samplers import PrioritizedSampler
-from torchrl.data.replay_buffers.storages import LazyTensorStorage
+from torchrl import _torchrl  # type: ignore[import-not-found]
+from torchrl.data.replay_buffers.samplers import PrioritizedSampler  # type: ignore[import-not-found]
+from torchrl.data.replay_buffers.storages import LazyTensorStorage  # type: ignore[import-not-found]
 
 from tests.benchmarks.programs import cycles
 from tests.benchmarks.programs.cycles import Case

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+from pathlib import Path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +28,7 @@ def live_for(seconds: float) -> None:
 def keep_output() -> None:
     """From here on only `say` reaches the parent: libraries that print write into nothing."""
     mine = os.dup(sys.stdout.fileno())
-    with open(os.devnull, "w") as nothing:
+    with Path(os.devnull).open("w") as nothing:
         os.dup2(nothing.fileno(), sys.stdout.fileno())
     sys.stdout = os.fdopen(mine, "w")
 

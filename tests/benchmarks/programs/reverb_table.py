@@ -27,7 +27,7 @@ _WORKERS = 4
 
 
 def serve(size: int) -> None:
-    import reverb
+    import reverb  # type: ignore[import-not-found]
 
     selectors = reverb.selectors
     table = reverb.Table(
@@ -41,7 +41,7 @@ def serve(size: int) -> None:
 
 class Client:
     def __init__(self, size: int) -> None:
-        import reverb
+        import reverb  # type: ignore[import-not-found]
 
         self._reverb = reverb
         self._address = f"localhost:{_PORT}"
@@ -79,7 +79,7 @@ class Client:
             yield batch
 
     def _dataset(self, batch: int) -> Iterator[int]:
-        import tensorflow as tf
+        import tensorflow as tf  # type: ignore[import-not-found]
 
         dataset = self._reverb.TimestepDataset(
             server_address=self._address,
@@ -104,7 +104,7 @@ class Client:
                 yield len(update)
 
     def _update(self, batch: int) -> Iterator[int]:
-        import tensorflow as tf
+        import tensorflow as tf  # type: ignore[import-not-found]
 
         client = self._reverb.TFClient(self._address)
         updates = [
