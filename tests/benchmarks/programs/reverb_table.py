@@ -79,7 +79,7 @@ class Client:
             yield batch
 
     def _dataset(self, batch: int) -> Iterator[int]:
-        import tensorflow as tf  # type: ignore[import-not-found]
+        import tensorflow as tf  # type: ignore[import-not-found, import-untyped]
 
         dataset = self._reverb.TimestepDataset(
             server_address=self._address,
@@ -104,7 +104,7 @@ class Client:
                 yield len(update)
 
     def _update(self, batch: int) -> Iterator[int]:
-        import tensorflow as tf  # type: ignore[import-not-found]
+        import tensorflow as tf  # type: ignore[import-not-found, import-untyped]
 
         client = self._reverb.TFClient(self._address)
         updates = [
