@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,9 +49,12 @@ def unpack_batch(message: trainer_pb2.Batch, rank: int, world_size: int) -> Batc
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReportParts:
-    """A report as plain values, its arrays copied: the message is built where it is sent, off the trainer's thread."""
+    """A report as plain values, its arrays copied: the message is built where it is sent, off the trainer's thread.
+
+    Nothing changes one that was made. It is not frozen because making a frozen one costs that thread 2 µs more.
+    """
 
     step: int
     offset: int
@@ -62,7 +66,10 @@ class ReportParts:
     @property
     def size(self) -> int:
         """Bytes of the message, within a few."""
-        return 64 + sum(len(name) + len(data) + 16 for name, data in self.signals)
+        size = 64
+        for name, data in self.signals:
+            size += len(name) + len(data) + 16
+        return size
 
     def fill(self, message: trainer_pb2.TrainerMessage) -> None:
         """Makes an empty message this report, in place: a message that is put into another is copied."""
@@ -95,13 +102,13 @@ def report_parts(
     batch: Batch,
     losses: npt.NDArray[np.float32],
     *,
-    signals: Mapping[str, Any],
+    signals: Mapping[str, Any] | None,
     offset: int,
     want_weights: bool,
 ) -> ReportParts:
     """A report of the losses from `offset` of the slice on. MismatchedLosses: a signal of another count."""
     packed = [("loss", _little_endian(losses))]
-    for name, numbers in signals.items():
+    for name, numbers in signals.items() if signals else ():
         if name == "loss":
             raise InvalidArgument('signals: "loss" is what the losses are reported as; expected another name')
         values = float_array(f"signal {name!r}", numbers)
@@ -145,4 +152,4 @@ def losses_that_fit(batch: Batch, losses: Any, offset: int | None) -> npt.NDArra
 
 
 def _little_endian(values: npt.NDArray[np.float32]) -> bytes:
-    return values.astype("<f4", copy=False).tobytes()
+    return (values if sys.byteorder == "little" else values.astype("<f4")).tobytes()

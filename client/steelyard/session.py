@@ -354,10 +354,9 @@ class Session:
 
     def _checked(self, batch: Batch, losses: Any, offset: int | None) -> npt.NDArray[np.float32]:
         """The losses as float32. Raises where they do not fit the batch, or the batch not the session."""
-        self._check_process()
         if not isinstance(batch, Batch):
             raise InvalidArgument(f"batch: expected a Batch of this session, got {type(batch).__name__}")
-        if (batch.rank, batch.world_size) != (self.rank, self.world_size):
+        if batch.rank != self._options.rank or batch.world_size != self._options.world_size:
             raise InvalidArgument(
                 f"{self._options.name}: expected a batch of this rank, got one of rank {batch.rank} of "
                 f"{batch.world_size}"
@@ -367,14 +366,15 @@ class Session:
 
     def _reads_losses(self, batch: Batch) -> bool:
         """Whether the weights of a batch depend on its losses."""
-        return self.rule_at(batch.step).reads == "losses" and len(batch) > 0
+        return self._rules.read_losses(batch.step) and len(batch) > 0
 
     def _drawn_weights(
         self, batch: Batch, losses: npt.NDArray[np.float32], first: int
     ) -> npt.NDArray[np.float32]:
         """The weights where they do not depend on losses."""
         # The server has weighed by the probability already, and sends nothing where all weights are 1.
-        return batch.weight[first : first + len(losses)].copy()
+        weights = batch.weight if len(losses) == len(batch) else batch.weight[first : first + len(losses)]
+        return weights.copy()
 
     def _report_weighed(
         self,
@@ -406,9 +406,7 @@ class Session:
         """Sends a report, whose weights `answer` asks for. An empty one is not owed."""
         if not len(losses):
             return
-        request = report_parts(
-            batch, losses, signals=signals or {}, offset=first, want_weights=answer is not None
-        )
+        request = report_parts(batch, losses, signals=signals, offset=first, want_weights=answer is not None)
         owed = Owed(
             request,
             step=batch.step,

@@ -39,6 +39,11 @@ class Rules:
         """The rule in force at a step."""
         return self._rules[self._index(step)][0]
 
+    def read_losses(self, step: int) -> bool:
+        """Whether the weights of a step depend on its losses."""
+        rules = self._rules
+        return (rules[0] if len(rules) == 1 else rules[self._index(step)])[0].reads == "losses"
+
     def where(self, step: int, world_size: int) -> Where:
         """Where weights that read losses are made: what the policy says; for "auto", here when this rank is alone."""
         word = self._rules[self._index(step)][1]
