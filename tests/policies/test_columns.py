@@ -110,3 +110,11 @@ def test_ids_that_are_known_to_be_distinct_fold_as_any_others(statistic: str) ->
         derived.fold(asked, ids, values)
     for name in derived.columns:
         np.testing.assert_array_equal(told[name], asked[name])
+
+
+@pytest.mark.parametrize("offset", [0, 2**40, 2**53, 2**62, -3])
+@pytest.mark.parametrize("size", [0, 1, 7, 1023, 1024])
+def test_the_last_occurrence_of_ids_of_any_size(offset: int, size: int) -> None:
+    ids = offset + np.random.default_rng(size).integers(0, max(size // 2, 1), size)
+    found = {int(example): position for position, example in enumerate(ids.tolist())}
+    assert last_occurrence(ids).tolist() == [found[example] for example in sorted(found)]

@@ -62,9 +62,20 @@ def ascending(ids: Ids) -> Ids:
     return ranked if differs.all() else ranked[np.concatenate(([True], differs))]
 
 
+def _ranking(ids: Ids) -> Ids:
+    """np.argsort(ids, kind="stable"). Numbers are sorted several times as fast as places, so where ids leave room each
+    takes its place along in its lower bits."""
+    bits = len(ids).bit_length()
+    if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >> (63 - bits):
+        return np.argsort(ids, kind="stable")
+    both = (ids << bits) | np.arange(len(ids))
+    both.sort()
+    return both & ((1 << bits) - 1)
+
+
 def last_occurrence(ids: Ids) -> Ids:
     """Positions of the last occurrence of each id, in ascending order of id."""
-    order = np.argsort(ids, kind="stable")
+    order = _ranking(ids)
     ranked = ids[order]
     last = np.ones(len(ids), np.bool_)
     np.not_equal(ranked[1:], ranked[:-1], out=last[:-1])
@@ -76,7 +87,7 @@ def _rounds(ids: Ids, distinct: bool) -> Iterator[Ids | slice]:
     if distinct:
         yield slice(None)
         return
-    order = np.argsort(ids, kind="stable")
+    order = _ranking(ids)
     ranked = ids[order]
     starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]]) if len(ids) else np.empty(0, np.int64)
     occurrence = np.arange(len(ids)) - np.repeat(starts, np.diff(np.r_[starts, len(ids)]))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from steelyard_server import kernel_cache
 from steelyard_server.core.random import Purpose, bits
 from steelyard_server.core.sampling import comb
 from steelyard_server.core.tree import Law, MassTree
@@ -23,6 +24,7 @@ _QUANTA = 2.0**20
 
 
 def cases_of(size: int) -> Mapping[str, Callable[[], Case]]:
+    kernel_cache.load(kernel_cache.folder())
     scores = cycles.all_scores(size)
     steps = itertools.count()
     return {

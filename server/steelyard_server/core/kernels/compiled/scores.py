@@ -1,4 +1,4 @@
-"""From scores to leaves: the arithmetic of `core.exact`, operation by operation, on one score at a time."""
+"""From scores to leaves: the arithmetic of `core.exact`, operation by operation, on a block of scores at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numba import types
 
 from steelyard_server.core import exact
 from steelyard_server.core.kernels import layout
-from steelyard_server.core.kernels.compiled.instructions import horner
+from steelyard_server.core.kernels.compiled.instructions import horner, prefetch
 from steelyard_server.core.kernels.compiled.machine import (
     COUNT,
     FLOAT,
@@ -17,10 +17,13 @@ from steelyard_server.core.kernels.compiled.machine import (
     inlined,
     kernel,
 )
-from steelyard_server.core.kernels.contract import Float32s, Ids, Leaves
+from steelyard_server.core.kernels.contract import Float32s, Float64s, Ids, Leaves
 from steelyard_server.core.kernels.scores import FLAT, MAX_LOG2, POWER
 
 _UNSEEN = np.uint32(layout.UNSEEN)
+_NO_LEAF = np.uint32(0)
+# Scores worked on at a time: they stay in the nearest cache from one loop to the next.
+_BLOCK = 512
 _MAX_LEAF = float(exact.MAX_LEAF)
 _atanh = horner(exact.ATANH)
 _exp2 = horner(exact.EXP2)
@@ -59,37 +62,69 @@ def _quantised(weight: float) -> np.uint32:
 
 
 @inlined
-def _weight_of(score: float, rule: int, factor: float) -> float:
-    """log2 of the weight."""
+def _weigh(values: Float64s, count: int, rule: int, factor: float) -> None:
+    """Makes scores into log2 of their weights, in place; what becomes of NaN is anything. Each loop does one thing: so
+    the compiler takes eight at a time."""
     if rule == POWER:
-        return _log2(max(score, 0.0)) * factor
-    if rule == FLAT:
-        return 0.0
-    return min(max(score * factor, -MAX_LOG2), MAX_LOG2)
+        for i in range(count):
+            score = values[i]
+            values[i] = _log2(score if score > 0.0 else 0.0) * factor
+    elif rule == FLAT:
+        for i in range(count):
+            values[i] = 0.0
+    else:
+        for i in range(count):
+            weight = values[i] * factor
+            weight = weight if weight > -MAX_LOG2 else -MAX_LOG2
+            values[i] = weight if weight < MAX_LOG2 else MAX_LOG2
 
 
 @inlined
-def _leaf_of(score: float, rule: int, factor: float, scale: float) -> np.uint32:
-    known = score == score
-    leaf = _quantised(_weight_of(score if known else 0.0, rule, factor) + scale)
-    return leaf if known else _UNSEEN
+def _fill(
+    values: Float64s, count: int, rule: int, factor: float, scale: float, leaves: Leaves, start: int
+) -> None:
+    """The leaves from `start` on, of `count` scores, which it spoils."""
+    for i in range(count):
+        leaves[start + i] = _UNSEEN if np.isnan(values[i]) else _NO_LEAF
+    _weigh(values, count, rule, factor)
+    for i in range(count):
+        leaf = _quantised(values[i] + scale)
+        leaves[start + i] = _UNSEEN if leaves[start + i] == _UNSEEN else leaf
+
+
+@inlined
+def _greatest(top: float, rule: int, factor: float) -> float:
+    """log2 of the weight of the greatest score."""
+    if top == -np.inf:
+        return -np.inf
+    one = np.full(1, top)
+    _weigh(one, 1, rule, factor)
+    return float(one[0])
 
 
 @kernel(types.float64, READ_SCORES, COUNT, FLOAT, FLOAT, LEAVES)
 def leaves_of(scores: Float32s, rule: int, factor: float, scale: float, leaves: Leaves) -> float:
-    top = np.float32(-np.inf)
-    for i in range(scores.size):
-        score = scores[i]
-        leaves[i] = _leaf_of(np.float64(score), rule, factor, scale)
-        top = score if score > top else top
-    return _weight_of(np.float64(top), rule, factor) if top > np.float32(-np.inf) else -np.inf
+    top, values = -np.inf, np.empty(_BLOCK, np.float64)
+    for start in range(0, scores.size, _BLOCK):
+        count = min(_BLOCK, scores.size - start)
+        for i in range(count):
+            score = np.float64(scores[start + i])
+            values[i] = score
+            top = score if score > top else top
+        _fill(values, count, rule, factor, scale, leaves, start)
+    return _greatest(top, rule, factor)
 
 
 @kernel(types.float64, READ_SCORES, READ_IDS, COUNT, FLOAT, FLOAT, LEAVES)
 def leaves_at(scores: Float32s, ids: Ids, rule: int, factor: float, scale: float, leaves: Leaves) -> float:
-    top = np.float32(-np.inf)
-    for i in range(ids.size):
-        score = scores[np.uint64(ids[i])]
-        leaves[i] = _leaf_of(np.float64(score), rule, factor, scale)
-        top = score if score > top else top
-    return _weight_of(np.float64(top), rule, factor) if top > np.float32(-np.inf) else -np.inf
+    top, values = -np.inf, np.empty(_BLOCK, np.float64)
+    for start in range(0, ids.size, _BLOCK):
+        count = min(_BLOCK, ids.size - start)
+        for i in range(count):
+            prefetch(scores, np.uint64(ids[start + i]))
+        for i in range(count):
+            score = np.float64(scores[np.uint64(ids[start + i])])
+            values[i] = score
+            top = score if score > top else top
+        _fill(values, count, rule, factor, scale, leaves, start)
+    return _greatest(top, rule, factor)

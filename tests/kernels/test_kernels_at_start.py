@@ -1,0 +1,196 @@
+"""Where compiled kernels come from: a cache that is cold, half made, shared, forbidden, or not there at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import steelyard.testing
+from steelyard_server import kernel_cache
+
+SECONDS = 100
+
+# What a server's process says of its kernels, and how it ends.
+SERVE = """
+    import json, logging, sys, time
+    from pathlib import Path
+    from steelyard_server.config import Settings
+    from steelyard_server.core import kernels
+    from steelyard_server.kernels_at_start import NoCompiledKernelsError
+    from steelyard_server.server import Server
+
+    wait, *values = sys.argv[2:]
+    said = []
+    logging.basicConfig(level="INFO", handlers=[h := logging.NullHandler()])
+    h.handle = lambda record: said.append(f"{record.levelname} {record.msg}")
+    server = Server(Settings(data_dir=Path(sys.argv[1]), listen="127.0.0.1:0", kernels=values[0]))
+    start = time.monotonic()
+    try:
+        server.start()
+    except NoCompiledKernelsError as error:
+        print(json.dumps({"refused": str(error)}))
+        sys.exit()
+    at_first = kernels.active.__name__
+    deadline = time.monotonic() + float(wait)
+    ends = ("kernels_taken_over", "kernels_stay_in_numpy")
+    while not any(end in line for line in said for end in ends) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    stopping = time.monotonic()
+    server.stop(0.0)
+    stopped = time.monotonic() - stopping
+    print(json.dumps({
+        "at_first": at_first, "at_last": kernels.active.__name__, "stopped": stopped,
+        "said": [line for line in said if "'event': 'kernels_" in line], "numba": "numba" in sys.modules,
+    }))
+"""
+PLAIN = "steelyard_server.core.kernels.plain"
+COMPILED = "steelyard_server.core.kernels.compiled"
+
+
+def process(code: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+    paths = os.pathsep.join(filter(None, sys.path))
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def answer(child: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = child.communicate(timeout=SECONDS)
+    assert child.returncode == 0, err
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return found
+
+
+def test_a_server_without_a_cache_answers_in_numpy_and_takes_over_what_a_child_compiles(
+    tmp_path: Path,
+) -> None:
+    cache = tmp_path / "cache"
+    came = answer(process(SERVE, tmp_path / "data", SECONDS, "auto", NUMBA_CACHE_DIR=str(cache)))
+    assert (came["at_first"], came["at_last"]) == (PLAIN, COMPILED)
+    [said] = came["said"]
+    assert "INFO" in said
+    assert "'compiled': True" in said
+    # The next one finds it done.
+    came = answer(process(SERVE, tmp_path / "data", SECONDS, "compiled", NUMBA_CACHE_DIR=str(cache)))
+    assert (came["at_first"], came["at_last"]) == (COMPILED, COMPILED)
+    assert "'compiled': False" in str(came["said"])
+
+
+def test_a_server_that_stops_while_its_kernels_are_compiled_leaves_no_child(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    child = process(SERVE, tmp_path / "data", 0.5, "auto", NUMBA_CACHE_DIR=str(cache))
+    came = answer(child)
+    assert came["at_last"] == PLAIN
+    assert came["said"] == []
+    alive = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True, timeout=30)
+    compiling = [line for line in alive.stdout.splitlines() if kernel_cache.__name__ in line]
+    theirs = [line for line in compiling if str(cache) in environment_of(line.split()[0])]
+    assert theirs == []
+
+
+def environment_of(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/environ").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def test_two_processes_that_compile_at_once_both_get_kernels(tmp_path: Path) -> None:
+    code = "from steelyard_server import kernel_cache as c; c.load(c.folder()); print('{\"done\": 1}')"
+    pair = [process(code, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)]
+    assert [answer(child) for child in pair] == [{"done": 1}] * 2
+    assert answer(process(code, NUMBA_CACHE_DIR=str(tmp_path))) == {"done": 1}
+
+
+WITHOUT_NUMBA = "import sys; sys.modules['numba'] = None\n" + textwrap.dedent(SERVE)
+SPOILT = "from steelyard_server.core.kernels import proof; proof.differences = lambda a, b: ['finds']\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (WITHOUT_NUMBA, "ModuleNotFoundError: No module named 'numba"),
+        (SPOILT + textwrap.dedent(SERVE), "the compiled kernels and NumPy disagree here on finds"),
+    ],
+)
+def test_where_kernels_cannot_be_had_one_warning_says_why_and_numpy_serves(
+    tmp_path: Path, code: str, why: str
+) -> None:
+    came = answer(process(code, tmp_path / "data", SECONDS, "auto"))
+    assert (came["at_first"], came["at_last"]) == (PLAIN, PLAIN)
+    [said] = came["said"]
+    assert said.startswith("WARNING")
+    assert why in said
+    came = answer(process(code, tmp_path / "data", SECONDS, "compiled"))
+    assert why in str(came["refused"])
+
+
+def test_a_server_told_to_stay_in_numpy_imports_no_compiler(tmp_path: Path) -> None:
+    came = answer(process(SERVE, tmp_path / "data", 0.5, "numpy"))
+    assert (came["at_last"], came["said"], came["numba"]) == (PLAIN, [], False)
+
+
+def test_a_code_that_cannot_be_written_beside_is_cached_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    beside = kernel_cache.folder()
+    bases = [file / "beside", tmp_path / "home"]
+    monkeypatch.setattr(kernel_cache, "_bases", lambda: iter(bases))
+    assert kernel_cache.folder() == tmp_path / "home" / beside.name
+    bases.pop()
+    with pytest.raises(OSError, match="no folder for compiled kernels can be written: .*Not a directory"):
+        kernel_cache.folder()
+
+
+def test_other_sources_have_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    here = kernel_cache.folder()
+    monkeypatch.setattr(kernel_cache, "_processor", lambda: "another")
+    assert kernel_cache.folder() != here
+
+
+def test_the_command_compiles_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", kernel_cache.__name__]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    said = [
+        subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, timeout=SECONDS
+        ).stdout
+        for _ in range(2)
+    ]
+    assert said[0].startswith("compiled the kernels in ")
+    assert said[1] == ""
+
+
+def test_the_batches_of_a_server_do_not_depend_on_its_kernels(tmp_path: Path) -> None:
+    drawn = []
+    for kind in ("numpy", "compiled"):
+        with steelyard.testing.ServerProcess(tmp_path / kind, kernels=kind) as server:
+            client = server.client()
+            client.create_dataset("d", size=5000)
+            run = client.create_run(
+                "r", dataset="d", batch_size=64, seed=3, staleness=0, draw={"method": "scored", "floor": 0.1}
+            )
+            batches = []
+            with run.join() as session:
+                for _ in range(20):
+                    batch = session.next()
+                    session.report(batch, (batch.ids % 7 + batch.step).astype("float32"))
+                    batches.append((batch.ids.tolist(), batch.probability.tolist()))
+            drawn.append(batches)
+    assert drawn[0] == drawn[1]
