@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from steelyard_server.core.events import AttemptBegan, Bookmarked, Event
 from steelyard_server.history.errors import RecordDamaged, StoreError, StoreFull
-from steelyard_server.history.ops import Op, Put
+from steelyard_server.history.ops import Op
 from steelyard_server.history.store import Store
 from steelyard_server.log import logger
 from steelyard_server.policies.policy import Policy
@@ -159,13 +159,16 @@ class Journaled:
     def write(self, events: Sequence[Event]) -> Durable:
         """Applies `events` and gathers their records; the answer is reached, on the writer's thread, once they and all
         that was written before are durable. They are on their way to the disk after `hand_over`."""
-        with self._writing() as (state, _):
-            before = self._bytes_since_checkpoint
-            ops = self._apply(state, events)
-            # One fence will do.
-            self._gathered += ops[1:] if self._gathered[:1] == ops[:1] else ops
-            self._gathered_bytes += self._bytes_since_checkpoint - before
         durable = self._durable
+        if not events:
+            self.state()
+            return durable
+        before = self._bytes_since_checkpoint
+        with self._writing() as (state, _):
+            ops = self._apply(state, events)
+        # One fence will do.
+        self._gathered += ops[1:] if self._gathered[:1] == ops[:1] else ops
+        self._gathered_bytes += self._bytes_since_checkpoint - before
         if self._gathered_bytes >= _GATHER_BYTES:
             self.hand_over()
         return durable
@@ -374,8 +377,9 @@ class Journaled:
             state.apply(event)
             # A name taken away may have been all that held an island of the journal.
             self._prune_wanted |= isinstance(event, Bookmarked) and event.step is None
+        before = self.log.journal.total
         ops = self.log.append(events)
-        self._bytes_since_checkpoint += sum(len(op.value) for op in ops if isinstance(op, Put))
+        self._bytes_since_checkpoint += self.log.journal.total - before
         return ops
 
     @contextmanager

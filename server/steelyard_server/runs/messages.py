@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from steelyard_server.core.events import BatchDrawn, Float32s
@@ -32,10 +32,11 @@ class Report:
     digest: int
     signals: Mapping[str, Float32s]
     want_weights: bool
+    count: int = field(init=False)
 
-    @property
-    def count(self) -> int:
-        return max((len(values) for values in self.signals.values()), default=0)
+    def __post_init__(self) -> None:
+        count = max(map(len, self.signals.values()), default=0)
+        object.__setattr__(self, "count", count)
 
 
 @dataclass(frozen=True, slots=True)

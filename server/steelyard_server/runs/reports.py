@@ -62,7 +62,7 @@ def check_values(state: RunState, signals: Mapping[str, Float32s], what: str) ->
                 f"got {values[at]} at position {at}"
             )
         usable[name] = np.where(finite, values, np.float32(0))
-    for derived in state.policy.draw.derived:
+    for derived in state.derived:
         if derived.signal not in usable:
             continue
         objection = state.policy.draw.objection(derived.name, usable[derived.signal])

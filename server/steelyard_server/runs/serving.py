@@ -14,7 +14,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from steelyard import weigh
-from steelyard_server.core.events import AttemptBegan, BatchDrawn, Event, LossesReported, StepClosed
+from steelyard_server.core.events import (
+    AttemptBegan,
+    BatchDrawn,
+    Event,
+    Float32s,
+    LossesReported,
+    StepClosed,
+)
 from steelyard_server.history.errors import StoreError
 from steelyard_server.log import logger
 from steelyard_server.runs import reports
@@ -50,6 +57,7 @@ class Serving:
         self._clock = clock
         self._undurable: dict[int, Durable] = {}
         self._rules: dict[int, weigh.Rule] = {}
+        self._weighed: tuple[BatchDrawn, Float32s | None] | None = None  # the batch that was sent last
         self._waited_since: dict[int, float] = {}
         # Ranks with credit: those that may be sent a batch, and those that have all that are drawn.
         self._hungry: dict[Rank, None] = {}
@@ -58,11 +66,12 @@ class Serving:
     def forget(self) -> None:
         """The state was replaced: whatever was kept beside it belonged to the one before."""
         self._undurable.clear()
-        self._rules.clear()
+        self.forget_rules()
         self.weights = StepWeights()
 
     def forget_rules(self) -> None:
         self._rules.clear()
+        self._weighed = None
 
     def await_durable(self, step: int) -> None:
         """On return the draw of `step` is on disk, if it was made."""
@@ -262,28 +271,29 @@ class Serving:
     def _slice(self, rank: Rank, drawn: BatchDrawn) -> Slice:
         state = self._run.state()
         offset, count = rank.slice_of(len(drawn.ids))
-        rule_since = self._rule_since(drawn.step)
+        rule_since, weigher = state.weigher_since(drawn.step)
         changed = rule_since != rank.weigher_step
         rank.weigher_step = rule_since
-        weight = draw_weight(self.rule_of(drawn.step), drawn)
+        weight = self._weight_of(drawn)
         return Slice(
             drawn,
             offset,
             count,
             None if weight is None else weight[offset : offset + count],
             state.examples.size,
-            {"draw": state.spec.draw, "weigh": state.weigher_of(drawn.step)} if changed else None,
+            {"draw": state.spec.draw, "weigh": weigher} if changed else None,
         )
 
-    def _rule_since(self, step: int) -> int:
-        """The step since when the rule of `step` has been in force."""
-        since: int = next(since for since, _ in reversed(self._run.state().weighers) if since <= step)
-        return since
+    def _weight_of(self, drawn: BatchDrawn) -> Float32s | None:
+        """As draw_weight; made once for all ranks that are served the batch one after the other."""
+        if self._weighed is None or self._weighed[0] is not drawn:
+            self._weighed = drawn, draw_weight(self.rule_of(drawn.step), drawn)
+        return self._weighed[1]
 
     def rule_of(self, step: int) -> weigh.Rule:
-        since = self._rule_since(step)
+        since, weigher = self._run.state().weigher_since(step)
         if since not in self._rules:
-            self._rules[since] = weigh.parse(self._run.state().weigher_of(step))
+            self._rules[since] = weigh.parse(weigher)
         return self._rules[since]
 
     def _draw(self) -> bool:

@@ -80,7 +80,7 @@ class RunState:
     def __init__(self, created: RunCreated, columns: Mapping[str, Float32s] | None = None) -> None:
         """`columns` are those of a saved state, which this one takes over as saved; all that the policy reads."""
         self.spec = RunSpec.model_validate(dict(created.spec))
-        self.policy: Policy = self.spec.policy
+        self._take_policy(self.spec.policy)
         self.examples = Examples(created.dataset_size, np.empty(0, np.int64), {})
         self.next_step = 0
         self.closed_steps = 0
@@ -102,6 +102,12 @@ class RunState:
         self._drawer: Drawer | None = None
         self.drawer_state: Mapping[str, Any] | None = None
 
+    def _take_policy(self, policy: Policy) -> None:
+        self.policy = policy
+        # Kept, since every step asks for them several times.
+        self.derived = policy.draw.derived
+        self.reads_reports = policy.draw.reads_reports
+
     @property
     def drawer(self) -> Drawer:
         """Built by the first event that needs it, never by a query: its state depends on when that is."""
@@ -113,10 +119,6 @@ class RunState:
         return self._drawer
 
     # ---- what the actor asks ----
-
-    @property
-    def reads_reports(self) -> bool:
-        return self.policy.draw.reads_reports
 
     @property
     def state_version(self) -> int:
@@ -172,7 +174,15 @@ class RunState:
 
     def weigher_of(self, step: int) -> Mapping[str, Any]:
         """The weigh rule of a drawn step: that of the policy it was drawn under."""
-        return next(rule for since, rule in reversed(self.weighers) if since <= step)
+        return self.weigher_since(step)[1]
+
+    def weigher_since(self, step: int) -> tuple[int, Mapping[str, Any]]:
+        """The step since when the weigh rule of a drawn step is in force, and the rule."""
+        newest = self.weighers[-1]
+        if newest[0] <= step:
+            return newest
+        older: tuple[int, Mapping[str, Any]] = next(one for one in reversed(self.weighers) if one[0] <= step)
+        return older
 
     def first_unreported(self, positions_of: Callable[[int], tuple[int, int]], start: int) -> int:
         """The first open step from `start` on of which `positions_of(batch size)`, an offset and a count, is not wholly
@@ -263,7 +273,7 @@ class RunState:
     def _apply_policy(self, event: PolicyChanged) -> None:
         draw_before = self.policy.draw
         self.spec = self.spec.model_copy(update=dict(event.policy))
-        self.policy = self.spec.policy
+        self._take_policy(self.spec.policy)
         self.weighers.append((self.next_step, self.spec.weigh))
         if self.policy.draw != draw_before:
             self._add_columns()
@@ -358,7 +368,7 @@ class RunState:
         self.folded_reports += 1
         if "loss" in signals and self.spec.history_size:
             self.unsaved_history.append(HistoryEntry(step, ids.astype(np.uint32), signals["loss"]))
-        for derived in self.policy.draw.derived:
+        for derived in self.derived:
             values = signals.get(derived.signal)
             if values is None:
                 continue
@@ -390,7 +400,7 @@ class RunState:
     # ---- columns ----
 
     def _columns_needed(self) -> list[str]:
-        derived = [name for column in self.policy.draw.derived for name in column.columns]
+        derived = [name for column in self.derived for name in column.columns]
         return [*derived, *self.policy.draw.static]
 
     def _add_columns(self) -> None:
