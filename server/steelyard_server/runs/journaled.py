@@ -27,7 +27,10 @@ from steelyard_server.runs.log import Pruning, RunLog
 from steelyard_server.runs.saving import StoppedError, Work, commits
 from steelyard_server.runs.state import RunState
 
-_PART_BYTES = 1 << 20
+_PART_BYTES = 1 << 18
+"""Of a checkpoint, in one commit: a commit of the run's own waits for that of a part."""
+_PARTS_AT_ONCE = 16
+"""In one commit, where the run stands still meanwhile."""
 _GATHER_BYTES = 1 << 18
 """What a turn has gathered is handed to the store at this size, so that the disk works while the turn goes on."""
 
@@ -234,7 +237,7 @@ class Journaled:
     def checkpoint(self) -> None:
         """Saves the state, removes what is no longer retained, and waits for both."""
         self._await_work()
-        error = self._wait_for(self._save())
+        error = self._wait_for(self._save(_PARTS_AT_ONCE * _PART_BYTES))
         if error is not None and not isinstance(error, StoreFull):
             raise error
         self._await_work()
@@ -254,7 +257,7 @@ class Journaled:
         now = self._clock()
         bound = 0 if now - self._last_checkpoint > self._rule.seconds else self._rule.journal_bytes
         if now >= self._no_checkpoint_before and self._bytes_since_checkpoint > bound:
-            self._begin(self._save())
+            self._begin(self._save(_PART_BYTES))
         elif self._prune_wanted:
             self.prune()
 
@@ -286,12 +289,12 @@ class Journaled:
 
     # ---- beside the run ----
 
-    def _save(self) -> Work:
+    def _save(self, part_bytes: int) -> Work:
         """Writes a checkpoint of the state as of now. In parts, between which other runs have their turn: nothing reads
         the chunks of one whose row is not there."""
         # What the state has of the journal is then on its way to the disk before any of this.
         self.hand_over()
-        state, log, part_bytes = self.state(), self.log, _PART_BYTES
+        state, log = self.state(), self.log
         frozen, journaled = log.freeze(state), self._bytes_since_checkpoint
         fence = log.journal.fence()
         self._last_checkpoint = self._clock()

@@ -30,6 +30,7 @@ class Work:
         self.end = end
         self.error: BaseException | None = None
         self._steps = steps
+        self._rest = _REST
         self._stopping = threading.Event()
         self._done = threading.Event()
 
@@ -41,14 +42,15 @@ class Work:
         self._stopping.set()
 
     def wait(self, seconds: float) -> bool:
-        """Whether it has ended, within `seconds`."""
+        """Whether it has ended, within `seconds`. It rests no more: the run stands still until then."""
+        self._rest = 0.0
         return self._done.wait(seconds)
 
     def _run(self, on_end: Callable[[], object]) -> None:
         try:
             started = time.monotonic()
             for _ in self._steps:
-                if self._stopping.wait(_REST * (time.monotonic() - started)):
+                if self._stopping.wait(self._rest * (time.monotonic() - started)):
                     raise StoppedError(f"{self.name} was broken off")
                 started = time.monotonic()
         except BaseException as error:

@@ -297,8 +297,8 @@ class RunState:
         drawer = self.drawer
         added = event.size - self.examples.size
         self.examples.size = event.size
-        for name, column in self.examples.columns.items():
-            self.examples.columns[name] = np.concatenate([column, np.full(added, np.nan, np.float32)])
+        for name in list(self.examples.columns):
+            self.examples.columns[name] = _longer(self.examples.columns.pop(name), added)
             flags = np.ones(-(-event.size // COLUMN_CHUNK), np.bool_)
             flags[: len(self.dirty[name]) - 1] = self.dirty[name][:-1]
             self.dirty[name] = flags
@@ -438,3 +438,14 @@ class RunState:
         for column in self.examples.columns.values():
             assert len(column) == self.examples.size
         self.peek_drawer().check()
+
+
+def _longer(column: Float32s, added: int) -> Float32s:
+    """`column` with so many NaN behind it: in place where nobody else has it, so that it is not there twice."""
+    size = len(column)
+    try:
+        column.resize(size + added)
+    except ValueError:
+        return np.concatenate([column, np.full(added, np.nan, np.float32)])
+    column[size:] = np.nan
+    return column
