@@ -194,7 +194,9 @@ def _served(state: RunState, drawn: BatchDrawn) -> Served:
 def history_of(state: RunState, size: int, keep: int) -> list[list[tuple[int, float]]]:
     """The last `keep` (step, loss) of each id, the reported ones included that no draw knows yet."""
     waiting = [
-        HistoryEntry(step, record.drawn.ids[record.reported], record.signals["loss"][record.reported])
+        HistoryEntry(
+            step, record.drawn.ids[record.reported].astype(np.uint32), record.signals["loss"][record.reported]
+        )
         for step, record in sorted(state.steps.items())
         if step >= state.folded_steps and record.reported.any()
     ]
