@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import stat
 import sys
 import tempfile
 import time
@@ -32,6 +33,8 @@ def folder() -> Path:
     refused: OSError | None = None
     for base in _bases():
         try:
+            if base == _shared_base():
+                _make_private(base)
             place = base / name
             place.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=place):
@@ -64,8 +67,19 @@ def _bases() -> Iterator[Path]:
         yield Path(given)
     yield _SOURCES / "kernels" / "__pycache__"
     yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steelyard" / "kernels"
-    # For this user alone: what lies here is run.
-    yield Path(tempfile.gettempdir()) / f"steelyard-kernels-{os.getuid()}"
+    yield _shared_base()
+
+
+def _shared_base() -> Path:
+    return Path(tempfile.gettempdir()) / f"steelyard-kernels-{os.getuid()}"
+
+
+def _make_private(base: Path) -> None:
+    """A folder that nobody else can write. OSError where somebody else made it: what lies there would be run."""
+    base.mkdir(mode=0o700, exist_ok=True)
+    found = base.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{base} belongs to somebody else, or others can write it")
 
 
 def _fingerprint() -> str:

@@ -113,6 +113,40 @@ def test_two_processes_that_compile_at_once_both_get_kernels(tmp_path: Path) -> 
     assert answer(process(code, NUMBA_CACHE_DIR=str(tmp_path))) == {"done": 1}
 
 
+@pytest.mark.parametrize("theirs", ["writable by all", "a link"])
+def test_kernels_are_not_taken_from_a_folder_among_temporary_files_that_others_could_have_filled(
+    tmp_path: Path, theirs: str
+) -> None:
+    """Whatever lies in the folder is run."""
+    temporary, closed = tmp_path / "tmp", tmp_path / "closed"
+    temporary.mkdir()
+    closed.touch()
+    base = temporary / f"steelyard-kernels-{os.getuid()}"
+    if theirs == "a link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        base.symlink_to(tmp_path / "elsewhere")
+    else:
+        base.mkdir()
+        base.chmod(0o777)
+    code = """
+        import json
+        from steelyard_server import kernel_cache
+        first, beside, *others = kernel_cache._bases()
+        kernel_cache._bases = lambda: [first, *others]  # beside the code it could be written here
+        try:
+            print(json.dumps({"place": str(kernel_cache.folder())}))
+        except OSError as error:
+            print(json.dumps({"refused": str(error)}))
+    """
+    elsewhere = {"TMPDIR": str(temporary), "NUMBA_CACHE_DIR": str(closed), "XDG_CACHE_HOME": str(closed)}
+    said = answer(process(code, **elsewhere))
+    assert "belongs to somebody else" in said["refused"]
+    base.unlink() if base.is_symlink() else base.rmdir()
+    place = Path(answer(process(code, **elsewhere))["place"])
+    assert place.parent == base
+    assert base.stat().st_mode & 0o777 == 0o700
+
+
 WITHOUT_NUMBA = "import sys; sys.modules['numba'] = None\n" + textwrap.dedent(SERVE)
 SPOILT = "from steelyard_server.core.kernels import proof; proof.differences = lambda a, b: ['finds']\n"
 
