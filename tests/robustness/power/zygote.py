@@ -25,6 +25,7 @@ from typing import Any
 
 import steelyard  # noqa: F401 -- before gRPC: see steelyard.forking
 import steelyard_server.server  # noqa: F401 -- as steelyard.local does, but once for all lives
+from steelyard_server import kernel_cache
 from steelyard_server.history import store
 from tests.robustness.power.life import Life, Outcome, outcome, to_json
 
@@ -39,6 +40,7 @@ FAILED = 98
 def main() -> None:
     for name in _LATER:
         importlib.import_module(f"steelyard.{name}")
+    kernel_cache.load(kernel_cache.folder())
     for line in sys.stdin:
         order = json.loads(line)
         child = os.fork()
