@@ -24,6 +24,7 @@ from steelyard_server.history.checkpoints import Checkpoints
 from steelyard_server.history.journal import Journal
 from steelyard_server.history.registry import Registry
 from steelyard_server.history.store import Store
+from tests.benchmarks import own_kernels
 from tests.benchmarks.measure import Options
 from tests.benchmarks.wire import BATCH
 
@@ -99,6 +100,7 @@ def _live(directory: Path, size: int) -> Life:
     server = ServerProcess(directory, timeout=_WAIT_SECONDS, checkpoint_interval_seconds=_save_seconds(size))
     with server:
         client = server.client(timeout=_WAIT_SECONDS)
+        own_kernels.wait_for(server)
         _small_run(client)
         life.empty = anonymous(server.pid)
         with _watched(server.pid) as peak:

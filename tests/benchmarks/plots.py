@@ -1,7 +1,8 @@
-"""Two pictures of how costs grow, from the values of one `make bench`: python tests/benchmarks/plots.py [JSON]
+"""Two pictures of how costs grow, from the values of `make bench`: python tests/benchmarks/plots.py [JSON ...]
 
 The first has the number of ids on x: a draw and an update (`cycle`), memory (`memory`) and recovery (`scale`). The
-second has the batch on x (`cycle`).
+second has the batch on x (`cycle`). A table that is in several files is taken from the last of them: a run of a few
+sizes adds to, or replaces, what a longer one found.
 """
 
 from __future__ import annotations
@@ -136,16 +137,30 @@ def _save(figure: Any, title: str, told: str, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("json", type=Path, nargs="?", default=ROOT / ".cache" / "bench.json")
+    parser.add_argument("json", type=Path, nargs="*", default=[ROOT / ".cache" / "bench.json"])
     parser.add_argument("--to", type=Path, default=Path(__file__).parent)
     args = parser.parse_args()
-    values = json.loads(args.json.read_text())
-    if not any(table["title"].startswith("cycle: ") for table in values["tables"]):
-        raise SystemExit(f"expected the tables of cycle, memory and scale in {args.json}, got none of cycle")
-    machine = values["machine"]
-    told = f"medians, and least to greatest; {machine['cpu']}; Python {machine['python']}; {machine['libraries']}"
+    values = [json.loads(path.read_text()) for path in args.json]
+    tables = together([value["tables"] for value in values])
+    if not any(table["title"].startswith("cycle: ") for table in tables):
+        files = ", ".join(map(str, args.json))
+        raise SystemExit(f"expected the tables of cycle, memory and scale in {files}, got none of cycle")
+    machines = [value["machine"] for value in values]
+    told = "medians, and least to greatest; " + " / ".join(dict.fromkeys(map(_machine, machines)))
     for draw in (draw_ids, draw_batches):
-        draw(values["tables"], told, args.to)
+        draw(tables, told, args.to)
+
+
+def together(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+    """The tables of all; one that comes again, at the same number of ids, replaces the earlier one."""
+    found = {(table["title"], table["sizes"].get("ids")): table for tables in runs for table in tables}
+    return list(found.values())
+
+
+def _machine(told: Mapping[str, str]) -> str:
+    """Without its load, which differs from one run to the next."""
+    cpu = told["cpu"].partition(", load")[0]
+    return f"{cpu}; Python {told['python']}; {told['libraries']}"
 
 
 if __name__ == "__main__":

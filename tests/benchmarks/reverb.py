@@ -13,7 +13,7 @@ import numpy as np
 
 import steelyard
 from steelyard.testing import ServerProcess
-from tests.benchmarks import peers
+from tests.benchmarks import own_kernels, peers
 from tests.benchmarks.measure import Options, Series, Table, in_turns
 from tests.benchmarks.processes import Program, load
 from tests.benchmarks.wire import BATCH, DRAW, STALENESS
@@ -49,6 +49,7 @@ def measure(options: Options) -> Iterator[Table]:
         why = "reverb: its server binds every interface, and no network namespace can be made here (unshare)"
     with ExitStack() as stack:
         server = stack.enter_context(ServerProcess(options.scratch / "steelyard", durability="sync"))
+        own_kernels.wait_for(server)
         server.client().create_dataset("d", size)
         numbers = iter(range(2**62))
         cases: dict[str, Callable[[], float]] = {

@@ -33,6 +33,7 @@ from tests.benchmarks import (  # noqa: E402
     scale,
     start,
     step,
+    still,
     wire,
 )
 from tests.benchmarks.measure import Options, Table, json_of, text_of  # noqa: E402
@@ -40,6 +41,7 @@ from tests.benchmarks.measure import Options, Table, json_of, text_of  # noqa: E
 BENCHMARKS: dict[str, Callable[[Options], Iterator[Table]]] = {
     "core": core.measure,
     "cycle": cycle.measure,
+    "still": still.measure,
     "history": history.measure,
     "wire": wire.measure,
     "step": step.measure,

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 import steelyard
 from steelyard.testing import ServerProcess
+from tests.benchmarks import own_kernels
 from tests.benchmarks.measure import Options, Series, Table, in_turns, quantile
 from tests.benchmarks.processes import Program
 
@@ -102,7 +103,9 @@ def _fill_idle(server: ServerProcess, sizes: dict[str, int]) -> None:
 
 
 def _beside_idle(options: Options, server: ServerProcess, runs: int) -> list[float]:
+    behind = own_kernels.logged(server)
     with server:
+        own_kernels.wait_for(server, behind=behind)
         if len(server.client(timeout=60).list_runs()) != runs + 1:  # which loads them
             raise RuntimeError(f"expected {runs + 1} runs")
         return _steps(options, server.address)

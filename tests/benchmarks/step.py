@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import queue
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ import numpy as np
 
 import steelyard
 from steelyard.testing import ServerProcess
+from tests.benchmarks import own_kernels
 from tests.benchmarks.measure import Options, Series, Table, in_turns, quantile
 from tests.benchmarks.processes import Program
 from tests.benchmarks.programs import bare
@@ -30,12 +32,14 @@ _WEIGH = {"method": "linupper", "r": 0.4, "where": "server"}
 def measure(options: Options) -> Iterator[Table]:
     size = 10_000 if options.quick else 1_000_000
     with ServerProcess(options.scratch / "step") as server:
+        own_kernels.wait_for(server)
         client = server.client()
         client.create_dataset("d", size)
         for staleness in (16, 2):
             yield _prefetched(options, client, size, staleness)
         if importlib.util.find_spec("torch"):
             yield _with_torch(options, client, size)
+            yield _with_loader(options, client, size)
         yield _weighed(options, client, size)
 
 
@@ -84,6 +88,48 @@ def _with_torch(options: Options, client: steelyard.Client, size: int) -> Table:
             found.end_turn(keep=turn >= 0)
     sizes = {"ids": size, "batch": BATCH, **found.sizes(options)}
     return Table("step: the same with torch, whose objective is in update", found.series(), sizes)
+
+
+def _with_loader(options: Options, client: steelyard.Client, size: int) -> Table:
+    """A DataLoader without workers, so that all of it is on the trainer's thread."""
+    import torch
+    from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+
+    import steelyard.torch
+
+    values = torch.arange(size, dtype=torch.float32)
+
+    class Examples(Dataset[torch.Tensor]):
+        def __len__(self) -> int:
+            return size
+
+        def __getitems__(self, ids: list[int]) -> torch.Tensor:
+            return values[ids]
+
+    def loader(sampler: Iterable[list[int]]) -> DataLoader[torch.Tensor]:
+        return DataLoader(Examples(), batch_sampler=sampler, collate_fn=lambda batch: batch)
+
+    run = client.create_run("loader", dataset="d", batch_size=BATCH, draw=DRAW)
+    losses = torch.rand(BATCH, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    found = _Costs("next, torch's random batches", "next, steelyard's batches")
+    with steelyard.torch.BatchSampler(run, timeout=60) as sampler:
+        random = loader(BatchSampler(RandomSampler(range(size)), BATCH, drop_last=True))
+        other, own = itertools.chain.from_iterable(itertools.repeat(random)), iter(loader(sampler))
+        for turn in range(-1, options.repeats):
+            for _ in range(found.steps(options)):
+                found.timed("next, torch's random batches", lambda: next(other))
+                found.timed("next, steelyard's batches", lambda: next(own))
+                time.sleep(_COMPUTE_SECONDS)
+                sampler.update(losses)
+            found.end_turn(keep=turn >= 0)
+    series = [one for one in found.series() if not one.name.startswith("both")]
+    notes = [
+        "to torch's own batches belongs a permutation of all ids, once an epoch: it shows in no median",
+        "a DataLoader makes a list of the ids, and its dataset picks the examples of the list: the greater part",
+    ]
+    return Table(
+        "step: next of a DataLoader", series, {"ids": size, "batch": BATCH, **found.sizes(options)}, notes
+    )
 
 
 class _Costs:

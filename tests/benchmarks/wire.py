@@ -12,6 +12,7 @@ from steelyard import wire
 from steelyard.testing import ServerProcess
 from steelyard.v1 import arrays_pb2
 from steelyard.v1 import trainer_pb2 as pb
+from tests.benchmarks import own_kernels
 from tests.benchmarks.measure import Options, Series, Table, in_turns
 from tests.benchmarks.processes import Load, Program, load
 from tests.benchmarks.programs import bare
@@ -25,6 +26,7 @@ STALENESS = 16
 def measure(options: Options) -> Iterator[Table]:
     size = 10_000 if options.quick else 1_000_000
     with ServerProcess(options.scratch / "wire", durability="sync") as server:
+        own_kernels.wait_for(server)
         server.client().create_dataset("d", size)
         yield _table(options, server, size, ranks=1, processes=1)
         yield _table(options, server, size, ranks=4 if options.quick else 64, processes=2)

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from steelyard_server import kernel_cache
+from steelyard_server.core import kernels
+from steelyard_server.core.kernels import plain
 from steelyard_server.core.random import Purpose, bits
 from steelyard_server.core.sampling import comb
 from steelyard_server.core.tree import Law, MassTree
 from steelyard_server.policies.columns import last_occurrence
 from steelyard_server.policies.draw import Examples
 from steelyard_server.policies.draw.scored import Scored
+from tests.benchmarks import own_kernels
 from tests.benchmarks.programs import cycles
 from tests.benchmarks.programs.cycles import Case, Scores
 
@@ -24,7 +26,6 @@ _QUANTA = 2.0**20
 
 
 def cases_of(size: int) -> Mapping[str, Callable[[], Case]]:
-    kernel_cache.load(kernel_cache.folder())
     scores = cycles.all_scores(size)
     steps = itertools.count()
     return {
@@ -32,8 +33,24 @@ def cases_of(size: int) -> Mapping[str, Callable[[], Case]]:
             mode: partial(_drawer, mode, size, scores, steps)
             for mode in ("stratified", "distinct", "independent")
         },
+        "stratified, NumPy kernels": lambda: _uncompiled(_drawer("stratified", size, scores, steps)),
         "tree alone": lambda: _tree(scores, steps),
     }
+
+
+def _uncompiled(case: Case) -> Case:
+    """The same where compiled kernels cannot be had."""
+    usual = kernels.active
+
+    def draw(batch: int) -> Any:
+        kernels.use(plain)
+        return case.draw(batch)
+
+    def update(ids: Any, values: Any) -> None:
+        case.update(ids, values)
+        kernels.use(usual)
+
+    return Case(draw, update)
 
 
 def _drawer(mode: str, size: int, scores: Scores, steps: itertools.count[int]) -> Case:
@@ -83,7 +100,7 @@ def _leaves(scores: Scores) -> np.ndarray:
 
 
 def told() -> str:
-    return f"numpy {np.__version__}"
+    return f"numpy {np.__version__}, {own_kernels.take()}, 1 thread"
 
 
 if __name__ == "__main__":
