@@ -248,6 +248,16 @@ def test_a_newer_format_is_refused_untouched(tmp_path: Path) -> None:
     assert (tmp_path / "data.mdb").read_bytes() == before
 
 
+def test_an_older_format_is_today_s_once_it_was_opened(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    store.commit([Put(META, b"format", u64(1)), Put(META, b"k", b"v")])
+    store.close()
+    store = Store.open(tmp_path)
+    assert store.get(META, b"format") == u64(store_module.FORMAT_VERSION)
+    assert store.get(META, b"k") == b"v"
+    store.close()
+
+
 def test_another_program_s_lmdb_is_refused_untouched(tmp_path: Path) -> None:
     with lmdb.open(str(tmp_path), max_dbs=2) as env, env.begin(write=True) as txn:
         txn.put(b"k", b"v")

@@ -67,8 +67,9 @@ __all__ = [
     "Table",
 ]
 
-FORMAT_VERSION = 1
-"""Of everything below the directory. A newer one is refused; raise it when an older program would misread."""
+FORMAT_VERSION = 2
+"""Of everything below the directory. A newer one is refused; raise it when an older program would misread. An older
+one is read as it is and counts as this one from then on. 1 knew no segments of losses and no blank chunks."""
 
 Durability = Literal["sync", "interval"]
 OnDurable = Callable[[BaseException | None], None]
@@ -533,7 +534,7 @@ class Store:
         self._ceiling = max(self._max_map_size, beyond + -beyond % MIN_MAP_SIZE)
         with env.begin(write=True) as txn:
             self._tables = {table: env.open_db(table.encode(), txn=txn) for table in Table}
-            if txn.get(_FORMAT, db=self._tables[Table.META]) is None:
+            if txn.get(_FORMAT, db=self._tables[Table.META]) != u64(FORMAT_VERSION):
                 txn.put(_FORMAT, u64(FORMAT_VERSION), db=self._tables[Table.META])
         for place in (self._directory, self._directory.parent):
             creation.sync_directory(place)
