@@ -122,11 +122,16 @@ def test_a_tree_answers_alike(
     targets = np.concatenate([edges, edges - np.uint64(1), random.integers(0, 2**63, 50, np.uint64)])
     targets = targets[targets < total]
     threshold = data.draw(st.integers(1, max(total, 1)))
+    count, offset = data.draw(st.integers(1, 300)), data.draw(st.integers(0, 2**63 - 1))
     for which, found in zip((compiled, plain), answers, strict=True):
         ids, masses = np.empty(targets.size, np.int64), np.empty(targets.size, np.uint64)
         which.find(*arrays, targets, ids, masses)
         great = which.at_least(*arrays, np.uint64(threshold), min(total // threshold, size))
-        found += [ids, masses, great]
+        teeth, weights, greatest = np.empty(0, np.int64), np.empty(0, np.uint64), 0
+        if total:
+            teeth, weights = np.empty(count, np.int64), np.empty(count, np.uint64)
+            greatest = which.comb(*arrays, np.uint64(total), np.uint64(offset % total), teeth, weights)
+        found += [ids, masses, great, teeth, weights, np.int64(greatest)]
     for mine, theirs in zip(*answers, strict=True):
         assert_same(mine, theirs)
 
@@ -178,15 +183,17 @@ def assert_scored_alike(
     compiled: Kernels, scores: npt.NDArray[np.float32], rule: tuple[int, float], scale: int
 ) -> None:
     ids = np.arange(len(scores), dtype=np.int64)[::-1].copy()
-    leaves = [np.empty(len(scores), np.uint32) for _ in range(4)]
-    tops = []
-    sets: list[tuple[Kernels, Any, Any]] = [(compiled, leaves[0], leaves[1]), (plain, leaves[2], leaves[3])]
-    for which, all_of, at in sets:
-        tops.append(which.leaves_of(scores, *rule, scale, all_of))
-        tops.append(which.leaves_at(scores, ids, *rule, scale, at))
-    assert_same(np.array(tops), np.full(4, tops[2]))
-    assert_same(leaves[0], leaves[2])
-    assert_same(leaves[1], leaves[3])
+    answers: list[list[Any]] = []
+    for which in (compiled, plain):
+        leaves = np.empty(len(scores), np.uint32)
+        # Of the tree every third is dead and stays so.
+        tree = Tree((np.arange(len(scores)) % 3 > 0).astype(np.uint32), 8)
+        top = which.leaves_of(scores, *rule, scale, leaves)
+        live = which.reweigh(scores, ids, *rule, scale, tree.leaves, tree.nodes, tree.offsets, tree.totals)
+        np.testing.assert_array_equal(tree.leaves[: len(scores)], leaves * (np.arange(len(scores)) % 3 > 0))
+        answers.append([leaves, np.float64(top), np.float64(live), tree.leaves, tree.nodes, tree.totals])
+    for mine, theirs in zip(*answers, strict=True):
+        assert_same(mine, theirs)
 
 
 @given(st.integers(1, 2**40), st.integers(0, 2**63), SEED)

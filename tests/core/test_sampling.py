@@ -34,6 +34,7 @@ class Told(Bits):
     __slots__ = ("bound", "offset")
 
     def __init__(self, offset: int) -> None:
+        super().__init__(0, Purpose.DRAW, 0)
         self.offset = offset
         self.bound = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from hypothesis.stateful import (
 
 from steelyard_server.core import tree as tree_module
 from steelyard_server.core.kernels.layout import COUNT_BITS, MASS_BITS, NODES
+from steelyard_server.core.kernels.scores import POWER
 from steelyard_server.core.tree import UNSEEN, Law, MassTree
 
 LAWS = [
@@ -62,6 +64,12 @@ def assert_answers_like_the_twin(tree: MassTree, leaves: list[int], law: Law, se
     np.random.default_rng(seed).shuffle(targets)
     found = np.searchsorted(np.array(ends, np.uint64), targets, side="right")
     assert tree.find(targets, law).tolist() == found.tolist()
+    teeth, offset = 1 + seed % 50, (seed + 1) * 2**40 % total
+    ids, found_masses, greatest = tree.comb(teeth, offset, law)
+    points = np.array([(j * total + offset) // teeth for j in range(teeth)], np.uint64)
+    assert ids.tolist() == np.searchsorted(np.array(ends, np.uint64), points, side="right").tolist()
+    assert found_masses.tolist() == [masses[i] for i in ids.tolist()]
+    assert greatest == max(found_masses.tolist())
     for threshold in {1, max(masses), max(masses) + 1, total // 7 + 1, total + 1}:
         right = [i for i, mass in enumerate(masses) if mass >= threshold]
         assert tree.at_least(threshold, law, limit=len(right)).tolist() == right
@@ -250,6 +258,8 @@ def test_bad_arguments_are_refused_and_change_nothing() -> None:
     leaves = some_leaves(100, 12)
     tree = MassTree(leaves)
     one, two = np.array([1], np.uint32), np.array([1, 1], np.uint32)
+    three, scores = np.array([3]), np.ones(100, np.float32)
+    doubles: npt.NDArray[Any] = np.ones(100)
 
     def fill(start: int, part: npt.NDArray[np.uint32]) -> None:
         part[:] = 1
@@ -269,6 +279,15 @@ def test_bad_arguments_are_refused_and_change_nothing() -> None:
         ("uint64 targets, got int64", lambda: tree.find(np.array([1]), Law())),
         ("below the total mass", lambda: tree.find(np.array([tree.total(Law())], np.uint64), Law())),
         ("threshold of 1 or more, got 0", lambda: tree.at_least(0, Law(), 1)),
+        ("got 0 and 5", lambda: tree.comb(0, 5, Law())),
+        ("offset below the total mass", lambda: tree.comb(3, tree.total(Law()), Law())),
+        ("got 3 more than once", lambda: tree.reweigh(np.array([3, 3]), scores, POWER, 1.0, 0)),
+        ("0..99, got 7..100", lambda: tree.reweigh(np.array([7, 100]), scores, POWER, 1.0, 0)),
+        (
+            "100 scores of float32, got float32 of shape",
+            lambda: tree.reweigh(three, scores[:99], POWER, 1.0, 0),
+        ),
+        ("100 scores of float32, got float64", lambda: tree.reweigh(three, doubles, POWER, 1.0, 0)),
     ]
     for message, call in refused:
         with pytest.raises(ValueError, match=message):

@@ -41,6 +41,15 @@ class Bits:
         self._key = np.uint64(seed), np.uint64(purpose), np.uint64(step)
         self._position = 0
 
+    @property
+    def position(self) -> int:
+        """How many words have been read."""
+        return self._position
+
+    def go_back(self, position: int) -> None:
+        """Reads on from a `position` that was before, as if nothing had been read since."""
+        self._position = position
+
     def below(self, bound: int, size: int) -> npt.NDArray[np.uint64]:
         """`size` independent integers, exactly uniform on [0, bound), as uint64[size].
 

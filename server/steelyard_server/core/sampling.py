@@ -70,7 +70,7 @@ def sample(tree: MassTree, law: Law, batch_size: int, mode: Sampling, draw: Bits
         ids, masses = tree.find_with_mass(targets, law)
         probability = masses / np.float64(total)
     shuffled = order.order(batch_size)
-    return Sample(ids[shuffled], probability[shuffled])
+    return Sample(ids.take(shuffled), probability.take(shuffled))
 
 
 def comb(total: int, teeth: int, offset: _Words) -> _Words:
@@ -132,6 +132,14 @@ def _distinct(
         raise ValueError(
             f"expected at least {batch_size} ids that can be drawn for a distinct batch, got {drawable}"
         )
+    total = tree.total(law)
+    # An id that is taken for certain is as wide as the teeth of a comb over all ids stand apart, so the comb hits it:
+    # mostly there is none, and the comb is the batch.
+    start = draw.position
+    ids, masses, greatest = tree.comb(batch_size, int(draw.below(total, 1)[0]), law)
+    if greatest * batch_size < total:
+        return ids, masses * np.uint64(batch_size) / np.float64(total) / batch_size
+    draw.go_back(start)
     certain, rest = _certain(tree, law, batch_size)
     teeth = batch_size - certain.size
     sure = np.full(certain.size, 1.0 / batch_size)

@@ -40,6 +40,7 @@ CHUNK = 1 << 20
 """Leaves that are filled and summed at a time: they are in a cache still when they are summed. Whole nodes."""
 
 _MAX_TOTAL = 2**63
+_MAX_TEETH = 2**31
 _LINE = 64
 
 Ids = npt.NDArray[np.int64]
@@ -67,8 +68,8 @@ class Law:
 
 
 class MassTree:
-    """Masses of ids 0..size-1. Changed by `set`, `append`, `extend` and `refill` alone; a call that raises changes
-    nothing.
+    """Masses of ids 0..size-1. Changed by `set`, `reweigh`, `append`, `extend` and `refill` alone; a call that
+    raises changes nothing.
 
     Not safe for use from two threads at once. With n the number of ids asked for, `set`, `find`, `prefix`
     and `effective` cost O(n * levels); those that take a law and search (`find`, `prefix`, `at_least`) cost
@@ -146,6 +147,32 @@ class MassTree:
             _check_unique(ids)
         kernels.active.update(
             self._leaves, self._nodes, self._offsets, self._totals, _flat(ids), np.ascontiguousarray(leaves)
+        )
+
+    def reweigh(
+        self, ids: Ids, scores: npt.NDArray[np.float32], rule: int, factor: float, scale: int
+    ) -> float:
+        """Give those of `ids` (int64[n], unique, any order) that are live the leaf of their score, float32[size].
+
+        `rule`, `factor` and `scale` are those of `kernels.scores`. log2 of the weight of the greatest of these scores,
+        -inf where there is none. ValueError as for `set`, or where there are fewer scores than ids.
+        """
+        if scores.dtype != np.float32 or scores.ndim != 1 or scores.size < self._size:
+            raise ValueError(
+                f"expected {self._size} scores of float32, got {scores.dtype} of shape {scores.shape}"
+            )
+        if not self._check_ids(ids):
+            _check_unique(ids)
+        return kernels.active.reweigh(
+            np.ascontiguousarray(scores),
+            _flat(ids),
+            rule,
+            factor,
+            scale,
+            self._leaves,
+            self._nodes,
+            self._offsets,
+            self._totals,
         )
 
     def append(self, leaves: Leaves) -> None:
@@ -226,6 +253,21 @@ class MassTree:
             raise ValueError(f"expected targets below the total mass {total}, got {int(targets.max())}")
         kernels.active.find(*self._arrays(law), np.ascontiguousarray(targets), ids, masses)
         return ids, masses
+
+    def comb(self, teeth: int, offset: int, law: Law) -> tuple[Ids, Masses, int]:
+        """The ids at floor((j * total + offset) / teeth), j = 0..teeth-1, of the mass line, their masses under `law`,
+        int64[teeth] and uint64[teeth], and the greatest of these.
+
+        ValueError unless 1 <= teeth <= 2**31 and 0 <= offset < total(law).
+        """
+        total = self.total(law)
+        if not 1 <= teeth <= _MAX_TEETH or not 0 <= offset < total:
+            raise ValueError(
+                f"expected 1..2**31 teeth and an offset below the total mass {total}, got {teeth} and {offset}"
+            )
+        ids, masses = np.empty(teeth, np.int64), np.empty(teeth, np.uint64)
+        greatest = kernels.active.comb(*self._arrays(law), np.uint64(total), np.uint64(offset), ids, masses)
+        return ids, masses, greatest
 
     def prefix(self, ids: Ids, law: Law) -> Masses:
         """The mass of all ids below each of `ids`, int64[n] -> uint64[n]. ValueError at one out of range."""

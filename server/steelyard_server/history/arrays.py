@@ -29,10 +29,14 @@ DTYPES: dict[arrays_pb2.ElementType, np.dtype[Any]] = {
 }
 _CODES: dict[np.dtype[Any], arrays_pb2.ElementType] = {dtype: code for code, dtype in DTYPES.items()}
 _ID_TYPES = tuple((np.dtype(name), np.iinfo(name).max) for name in ("u1", "u2", "u4", "u8"))
+_GREATEST_ID = np.iinfo(np.int64).max
 
 
 def element_type(array: AnyArray) -> arrays_pb2.ElementType:
     """ValueError for a dtype that the disk does not know."""
+    code = _CODES.get(array.dtype)
+    if code is not None:
+        return code
     try:
         return _CODES[array.dtype.newbyteorder("<")]
     except KeyError:
@@ -59,6 +63,8 @@ def unpack(message: arrays_pb2.Array) -> AnyArray:
 
 def to_bytes(array: AnyArray) -> bytes:
     """Little-endian, C order."""
+    if array.dtype in _CODES:  # their own order, or none
+        return array.tobytes()
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
 
 
@@ -76,6 +82,11 @@ def pack_ids(ids: Ids) -> arrays_pb2.Array:
 
 def narrowed(ids: Ids) -> AnyArray:
     """The ids in the smallest unsigned type that holds them. ValueError for a negative id."""
+    if ids.dtype == np.int64 and ids.size:
+        # Read without its sign a negative id is greater than any other: one look finds both bounds.
+        top = int(np.maximum.reduce(ids.view(np.uint64)))
+        if top <= _GREATEST_ID:
+            return ids.astype(next(dtype for dtype, greatest in _ID_TYPES if top <= greatest))
     if ids.size and int(ids.min()) < 0:
         raise ValueError(f"expected ids of 0 or more, got {int(ids.min())}")
     top = int(ids.max()) if ids.size else 0
@@ -96,7 +107,7 @@ def to_json(value: Mapping[str, Any]) -> str:
     """Sorted keys, no spaces: equal values give equal bytes. ValueError for NaN and infinities, which are not
     JSON.
     """
-    return _ENCODER.encode(value)
+    return _ENCODER.encode(value) if value else "{}"
 
 
 def from_json(text: str) -> dict[str, Any]:

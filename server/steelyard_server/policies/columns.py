@@ -54,8 +54,13 @@ def parse_derived(name: str, *, decay: float = 0.9) -> Derived | None:
 
 def ascending(ids: Ids) -> Ids:
     """The ids in ascending order, each once."""
-    # By hand: np.unique takes several times as long for a batch.
-    ranked = np.sort(ids)
+    # By hand: np.unique takes several times as long for a batch. Ids of half the width are sorted in half the time.
+    if len(ids) and not int(np.bitwise_or.reduce(ids)) >> 32:
+        narrow = ids.astype(np.uint32)
+        narrow.sort()
+        ranked = narrow.astype(np.int64)
+    else:
+        ranked = np.sort(ids)
     if len(ids) < 2:
         return ranked
     differs = ranked[1:] != ranked[:-1]

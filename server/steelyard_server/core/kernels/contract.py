@@ -68,6 +68,21 @@ class Kernels(Protocol):
     ) -> None:
         """The id at each target on the mass line, each below the total, in any order; and that id's mass."""
 
+    def comb(
+        self,
+        leaves: Leaves,
+        nodes: Words,
+        offsets: Offsets,
+        unseen: Word,
+        extra: Word,
+        total: Word,
+        offset: Word,
+        ids: Ids,
+        masses: Words,
+    ) -> int:
+        """As `find` for the n = ids.size targets floor((j * total + offset) / n), j = 0..n-1; the greatest mass found.
+        `total` is that of the tree, `offset` below it, and n in 1..2**31."""
+
     def prefix(
         self,
         leaves: Leaves,
@@ -101,10 +116,20 @@ class Kernels(Protocol):
         """The leaf of each score, round(weight * 2**scale) within 1..2**32-2, UNSEEN for NaN; log2 of the weight of the
         greatest score, -inf where there is none. `rule` and `factor` as in `scores`."""
 
-    def leaves_at(
-        self, scores: Float32s, ids: Ids, rule: int, factor: float, scale: float, leaves: Leaves
+    def reweigh(
+        self,
+        scores: Float32s,
+        ids: Ids,
+        rule: int,
+        factor: float,
+        scale: float,
+        leaves: Leaves,
+        nodes: Words,
+        offsets: Offsets,
+        totals: Words,
     ) -> float:
-        """The same for scores[ids]."""
+        """`leaves_of` for the scores of those of the ids (once each) whose leaf is not 0, and `update` with them; tells
+        what leaves_of does."""
 
     # ---- the keyed permutation ----
 

@@ -85,7 +85,11 @@ def _find(kernels: Kernels) -> list[Any]:
         kernels.prefix(tree.leaves, tree.nodes, tree.offsets, *law, ids, before)
         threshold = np.uint64(total // np.uint64(_SIZE // 2))
         great = kernels.at_least(tree.leaves, tree.nodes, tree.offsets, *law, threshold, _SIZE)
-        answers += [masses, ids, found, before, great]
+        teeth, weights = np.empty(300, np.int64), np.empty(300, np.uint64)
+        greatest = kernels.comb(
+            tree.leaves, tree.nodes, tree.offsets, *law, total, total // np.uint64(3), teeth, weights
+        )
+        answers += [masses, ids, found, before, great, teeth, weights, np.int64(greatest)]
     return answers
 
 
@@ -103,10 +107,15 @@ def _scores(kernels: Kernels) -> list[Any]:
         (FLAT, 0.0, 4.0),
         (SOFTMAX, 0.3, 9.0),
     ):
-        leaves, again = np.empty(3000, np.uint32), np.empty(3000, np.uint32)
+        leaves = np.empty(3000, np.uint32)
         top = np.float64(kernels.leaves_of(scores, rule, factor, scale, leaves))
-        last = np.float64(kernels.leaves_at(scores, ids, rule, factor, scale, again))
-        answers += [leaves, again, top, last]
+        tree = _Tree(kernels)
+        most = np.float64(
+            kernels.reweigh(
+                scores, ids, rule, factor, scale, tree.leaves, tree.nodes, tree.offsets, tree.totals
+            )
+        )
+        answers += [leaves, top, tree.leaves, tree.nodes, tree.totals, most]
     return answers
 
 

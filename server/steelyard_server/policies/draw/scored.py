@@ -74,10 +74,9 @@ class Scored(Draw):
     def objection(self, column: str, values: Float32s) -> str | None:
         if self.transform == "softmax" or column != self.score:
             return None
-        negative = np.flatnonzero(values < 0)
-        if not len(negative):
+        if not len(values) or np.minimum.reduce(values) >= 0:
             return None
-        at = int(negative[0])
+        at = int(np.flatnonzero(values < 0)[0])
         return (
             f"expected non-negative values for {column}, which transform {self.transform!r} turns into masses; "
             f"got {values[at]:g} at position {at} (transform 'softmax' takes any finite value)"
@@ -155,16 +154,9 @@ class ScoredDrawer(Drawer):
         return Drawn(chosen.ids, chosen.probability, 1.0 / self._tree.live)
 
     def changed(self, ids: Ids) -> None:
-        live = self._tree.leaves(ids) != 0
-        if not live.all():
-            ids = ids[live]
-        leaves = np.empty(len(ids), np.uint32)
-        top = kernels.active.leaves_at(
-            self._scores, np.ascontiguousarray(ids), *self._curve, self._scale.scale, leaves
-        )
+        top = self._tree.reweigh(ids, self._scores, *self._curve, self._scale.scale)
         greatest = top if top > -math.inf else None
         self._raise_greatest(greatest)
-        self._tree.set(ids, leaves)
         self._settle(greatest)
 
     def grew(self) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from steelyard_server.core.kernels.compiled.instructions import place_in_leaves, place_in_words, prefetch
 from steelyard_server.core.kernels.compiled.machine import (
+    COUNT,
     IDS,
     NOTHING,
     READ_IDS,
@@ -87,6 +88,24 @@ def _step_leaves(leaves: Leaves, unseen: Word, extra: Word, ids: Ids, masses: Wo
         ids[i], masses[i] = np.int64(first + place), leaf_mass(leaves[first + place], unseen, extra)
 
 
+@inlined
+def _find_below_top(
+    leaves: Leaves, nodes: Words, offsets: Offsets, unseen: Word, extra: Word, ids: Ids, masses: Words
+) -> None:
+    # On the way down `ids` holds the node that each target is in, `masses` how far into it.
+    for level in range(offsets.size - 3, -1, -1):
+        if level < PACKED:
+            _step_packed(nodes, np.uint64(offsets[level]), unseen, extra, ids, masses)
+        else:
+            _step_wide(nodes, np.uint64(offsets[level]), unseen, extra, ids, masses)
+        for i in range(ids.size):
+            if level == 0:
+                prefetch(leaves, np.uint64(ids[i]) << LEAF_SHIFT)
+            elif level <= PACKED:
+                prefetch(nodes, np.uint64(offsets[level - 1]) + (np.uint64(ids[i]) << NODE_SHIFT))
+    _step_leaves(leaves, unseen, extra, ids, masses)
+
+
 @kernel(NOTHING, READ_LEAVES, READ_WORDS, READ_IDS, WORD, WORD, READ_WORDS, IDS, WORDS)
 def find(
     leaves: Leaves,
@@ -98,17 +117,53 @@ def find(
     ids: Ids,
     masses: Words,
 ) -> None:
-    # On the way down `ids` holds the node that each target is in, `masses` how far into it.
-    top = offsets.size - 2
     _find_top(nodes, offsets, unseen, extra, targets, ids, masses)
-    for level in range(top - 1, -1, -1):
-        if level < PACKED:
-            _step_packed(nodes, np.uint64(offsets[level]), unseen, extra, ids, masses)
-        else:
-            _step_wide(nodes, np.uint64(offsets[level]), unseen, extra, ids, masses)
-        for i in range(ids.size):
-            if level == 0:
-                prefetch(leaves, np.uint64(ids[i]) << LEAF_SHIFT)
-            elif level <= PACKED:
-                prefetch(nodes, np.uint64(offsets[level - 1]) + (np.uint64(ids[i]) << NODE_SHIFT))
-    _step_leaves(leaves, unseen, extra, ids, masses)
+    _find_below_top(leaves, nodes, offsets, unseen, extra, ids, masses)
+
+
+@inlined
+def _comb_top(
+    nodes: Words,
+    offsets: Offsets,
+    unseen: Word,
+    extra: Word,
+    total: Word,
+    offset: Word,
+    ids: Ids,
+    rests: Words,
+) -> None:
+    """Targets that ascend meet the nodes in one sweep over both."""
+    top, teeth = offsets.size - 2, np.uint64(ids.size)
+    start = np.uint64(offsets[top])
+    quotient, remainder = total // teeth, total % teeth
+    node, begin = ZERO, ZERO
+    end = node_mass(nodes, start, top, node, unseen, extra)
+    for i in range(ids.size):
+        tooth = np.uint64(i)
+        target = tooth * quotient + (tooth * remainder + offset) // teeth
+        while end <= target:
+            node += ONE
+            begin = end
+            end += node_mass(nodes, start, top, node, unseen, extra)
+        ids[i] = np.int64(node)
+        rests[i] = target - begin
+
+
+@kernel(COUNT, READ_LEAVES, READ_WORDS, READ_IDS, WORD, WORD, WORD, WORD, IDS, WORDS)
+def comb(
+    leaves: Leaves,
+    nodes: Words,
+    offsets: Offsets,
+    unseen: Word,
+    extra: Word,
+    total: Word,
+    offset: Word,
+    ids: Ids,
+    masses: Words,
+) -> int:
+    _comb_top(nodes, offsets, unseen, extra, total, offset, ids, masses)
+    _find_below_top(leaves, nodes, offsets, unseen, extra, ids, masses)
+    greatest = ZERO
+    for i in range(masses.size):
+        greatest = max(greatest, masses[i])
+    return int(greatest)

@@ -7,23 +7,22 @@ from numba import types
 
 from steelyard_server.core import exact
 from steelyard_server.core.kernels import layout
-from steelyard_server.core.kernels.compiled.instructions import horner, prefetch
+from steelyard_server.core.kernels.compiled.instructions import horner
 from steelyard_server.core.kernels.compiled.machine import (
     COUNT,
     FLOAT,
     LEAVES,
-    READ_IDS,
     READ_SCORES,
     inlined,
     kernel,
 )
-from steelyard_server.core.kernels.contract import Float32s, Float64s, Ids, Leaves
+from steelyard_server.core.kernels.contract import Float32s, Float64s, Leaves
 from steelyard_server.core.kernels.scores import FLAT, MAX_LOG2, POWER
 
 _UNSEEN = np.uint32(layout.UNSEEN)
 _NO_LEAF = np.uint32(0)
 # Scores worked on at a time: they stay in the nearest cache from one loop to the next.
-_BLOCK = 512
+BLOCK = 512
 _MAX_LEAF = float(exact.MAX_LEAF)
 _atanh = horner(exact.ATANH)
 _exp2 = horner(exact.EXP2)
@@ -80,7 +79,7 @@ def _weigh(values: Float64s, count: int, rule: int, factor: float) -> None:
 
 
 @inlined
-def _fill(
+def fill(
     values: Float64s, count: int, rule: int, factor: float, scale: float, leaves: Leaves, start: int
 ) -> None:
     """The leaves from `start` on, of `count` scores, which it spoils."""
@@ -93,7 +92,7 @@ def _fill(
 
 
 @inlined
-def _greatest(top: float, rule: int, factor: float) -> float:
+def greatest(top: float, rule: int, factor: float) -> float:
     """log2 of the weight of the greatest score."""
     if top == -np.inf:
         return -np.inf
@@ -104,27 +103,12 @@ def _greatest(top: float, rule: int, factor: float) -> float:
 
 @kernel(types.float64, READ_SCORES, COUNT, FLOAT, FLOAT, LEAVES)
 def leaves_of(scores: Float32s, rule: int, factor: float, scale: float, leaves: Leaves) -> float:
-    top, values = -np.inf, np.empty(_BLOCK, np.float64)
-    for start in range(0, scores.size, _BLOCK):
-        count = min(_BLOCK, scores.size - start)
+    top, values = -np.inf, np.empty(BLOCK, np.float64)
+    for start in range(0, scores.size, BLOCK):
+        count = min(BLOCK, scores.size - start)
         for i in range(count):
             score = np.float64(scores[start + i])
             values[i] = score
             top = score if score > top else top
-        _fill(values, count, rule, factor, scale, leaves, start)
-    return _greatest(top, rule, factor)
-
-
-@kernel(types.float64, READ_SCORES, READ_IDS, COUNT, FLOAT, FLOAT, LEAVES)
-def leaves_at(scores: Float32s, ids: Ids, rule: int, factor: float, scale: float, leaves: Leaves) -> float:
-    top, values = -np.inf, np.empty(_BLOCK, np.float64)
-    for start in range(0, ids.size, _BLOCK):
-        count = min(_BLOCK, ids.size - start)
-        for i in range(count):
-            prefetch(scores, np.uint64(ids[start + i]))
-        for i in range(count):
-            score = np.float64(scores[np.uint64(ids[start + i])])
-            values[i] = score
-            top = score if score > top else top
-        _fill(values, count, rule, factor, scale, leaves, start)
-    return _greatest(top, rule, factor)
+        fill(values, count, rule, factor, scale, leaves, start)
+    return greatest(top, rule, factor)

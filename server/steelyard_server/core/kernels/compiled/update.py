@@ -73,10 +73,11 @@ def ids_within(ids: Ids, size: int) -> int:
     return 0 if ascending else 1
 
 
-@kernel(NOTHING, LEAVES, WORDS, READ_IDS, WORDS, READ_IDS, READ_LEAVES)
-def update(
+@inlined
+def give(
     leaves: LeafArray, nodes: Words, offsets: Offsets, totals: Words, ids: Ids, values: LeafArray
 ) -> None:
+    """`update`."""
     levels = offsets.size - 1
     mass, live, unseen, high, low = totals[0], totals[1], totals[2], totals[3], totals[4]
     for i in range(min(_AHEAD, ids.size)):
@@ -107,3 +108,10 @@ def update(
         high += (now >> _HALF) - (was >> _HALF)
         low += (now & _LOW) - (was & _LOW)
     totals[0], totals[1], totals[2], totals[3], totals[4] = mass, live, unseen, high, low
+
+
+@kernel(NOTHING, LEAVES, WORDS, READ_IDS, WORDS, READ_IDS, READ_LEAVES)
+def update(
+    leaves: LeafArray, nodes: Words, offsets: Offsets, totals: Words, ids: Ids, values: LeafArray
+) -> None:
+    give(leaves, nodes, offsets, totals, ids, values)

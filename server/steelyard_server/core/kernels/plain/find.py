@@ -35,6 +35,24 @@ def find(
     masses[:] = children[np.arange(len(place)), place]
 
 
+def comb(
+    leaves: Leaves,
+    nodes: Words,
+    offsets: Offsets,
+    unseen: Word,
+    extra: Word,
+    total: Word,
+    offset: Word,
+    ids: Ids,
+    masses: Words,
+) -> int:
+    teeth = np.uint64(ids.size)
+    tooth = np.arange(ids.size, dtype=np.uint64)
+    targets = tooth * (total // teeth) + (tooth * (total % teeth) + offset) // teeth
+    find(leaves, nodes, offsets, unseen, extra, targets, ids, masses)
+    return int(masses.max())
+
+
 def _descend(children: Words, rest: Words) -> tuple[Ids, Words]:
     """The child that holds each target, and what is left of the target there: uint64[n, k], uint64[n]."""
     ends = np.cumsum(children, axis=1, dtype=np.uint64)

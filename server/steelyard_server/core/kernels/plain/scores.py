@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from steelyard_server.core.exact import log2, quantise
-from steelyard_server.core.kernels.contract import Float32s, Float64s, Ids, Leaves
+from steelyard_server.core.kernels.contract import Float32s, Float64s, Leaves
 from steelyard_server.core.kernels.layout import UNSEEN
 from steelyard_server.core.kernels.scores import FLAT, MAX_LOG2, POWER
 
@@ -43,7 +43,3 @@ def leaves_of(scores: Float32s, rule: int, factor: float, scale: float, leaves: 
         known = ~np.isnan(weight)
         chunk[known] = quantise(weight[known], int(scale))
     return greatest_log2_weight(scores, rule, factor)
-
-
-def leaves_at(scores: Float32s, ids: Ids, rule: int, factor: float, scale: float, leaves: Leaves) -> float:
-    return leaves_of(scores[ids], rule, factor, scale, leaves)
