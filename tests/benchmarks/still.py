@@ -21,6 +21,10 @@ BATCH = 1024
 _QUANTA = 2.0**20
 _POOL = 64
 """Targets of so many batches, taken in turn: what makes them costs everybody the same."""
+_FIND, _WHOLE, _SCORES = "tree: targets to ids", "tree: a whole draw", "tree: new scores for a batch"
+_SUMS_FIND, _SUMS_BUILD = "cumulative sums: targets to ids", "cumulative sums: for any new score"
+_ALIAS_FIND, _ALIAS_BUILD = "alias table: random numbers to ids", "alias table: for any new score"
+_BUILT_ONCE = (("cumulative sums", _SUMS_FIND, _SUMS_BUILD), ("an alias table", _ALIAS_FIND, _ALIAS_BUILD))
 _NOTES = (
     (
         "cumulative sums: uint64, searched for the same ascending targets as the tree, to the same ids and masses; "
@@ -63,8 +67,7 @@ def _table(options: Options, size: int, told: str) -> Table:
             **{name: _microseconds(action) for name, action in builds.items()},
         },
     )
-    tree = next(iter(draws))
-    series = [Series(name, "µs", found[name], None if name == tree else tree) for name in draws]
+    series = [Series(name, "µs", found[name], None if name == _FIND else _FIND) for name in draws]
     series += [Series(name, "µs", found[name]) for name in builds]
     series += _verdict(found)
     return Table(
@@ -83,7 +86,8 @@ def _contenders(
     total = tree.total(law)
     sums = np.cumsum(leaves, dtype=np.uint64)
     ids = np.random.default_rng(2).choice(leaves.size, BATCH, replace=False)
-    changes = [(ids, leaves[ids]), (ids, leaves[ids] // 2 + 1)]
+    # Exchanged, so that the total and with it the targets stay.
+    changes = [(ids, leaves[ids]), (ids, np.roll(leaves[ids], 1))]
     targets = itertools.cycle(
         [comb(total, BATCH, bits(1, Purpose.DRAW, step).below(total, BATCH)) for step in range(_POOL)]
     )
@@ -101,13 +105,13 @@ def _contenders(
         np.cumsum(leaves, dtype=np.uint64, out=sums)
 
     draws: dict[str, Callable[[], object]] = {
-        "tree: targets to ids": lambda: tree.find_with_mass(next(targets), law),
-        "cumulative sums: targets to ids": searched,
-        "tree: a whole draw": whole,
+        _FIND: lambda: tree.find_with_mass(next(targets), law),
+        _SUMS_FIND: searched,
+        _WHOLE: whole,
     }
     builds: dict[str, Callable[[], object]] = {
-        "tree: new scores for a batch": lambda: tree.set(*changes[next(steps) % 2]),
-        "cumulative sums: for any new score": summed,
+        _SCORES: lambda: tree.set(*changes[next(steps) % 2]),
+        _SUMS_BUILD: summed,
     }
     bytes_an_id = {
         "bytes/id, tree": _an_id(tree.nbytes, leaves),
@@ -120,8 +124,8 @@ def _contenders(
         uniform = itertools.cycle(
             [(rng.integers(0, leaves.size, BATCH), rng.random(BATCH)) for _ in range(_POOL)]
         )
-        draws["alias table: random numbers to ids"] = lambda: made.ids(*next(uniform))
-        builds["alias table: for any new score"] = lambda: alias(leaves)
+        draws[_ALIAS_FIND] = lambda: made.ids(*next(uniform))
+        builds[_ALIAS_BUILD] = lambda: alias(leaves)
         bytes_an_id["alias"] = _an_id(leaves.nbytes + made.keep.nbytes + made.other.nbytes, leaves)
     return draws, builds, bytes_an_id
 
@@ -131,27 +135,19 @@ def _an_id(nbytes: int, leaves: npt.NDArray[np.uint32]) -> str:
 
 
 def _verdict(found: Mapping[str, Sequence[float]]) -> list[Series]:
-    """What a run would have of the sums: its draw over that with the tree, and how many batches must be drawn from
-    the same scores before the sums have paid for themselves (0: they never do)."""
-    turns = list(
-        zip(
-            found["tree: a whole draw"],
-            found["tree: targets to ids"],
-            found["cumulative sums: targets to ids"],
-            found["cumulative sums: for any new score"],
-            found["tree: new scores for a batch"],
-            strict=True,
-        )
-    )
-    whole = [(draw - tree + sums) / draw for draw, tree, sums, _, _ in turns]
-    pays = [
-        max(0.0, (anew - scores) / (tree - sums)) if tree > sums else 0.0
-        for _, tree, sums, anew, scores in turns
-    ]
-    return [
-        Series("a whole draw with cumulative sums / with the tree", "x", whole),
-        Series("batches without a new score until the sums have paid", "", pays),
-    ]
+    """What a run would have of each: its draw over that with the tree, and how many batches must be drawn from the same
+    scores before it has paid for being built (none where it never does)."""
+    series = []
+    for name, find, build in _BUILT_ONCE:
+        if find not in found:
+            continue
+        turns = list(zip(found[_WHOLE], found[_FIND], found[find], found[_SCORES], found[build], strict=True))
+        whole = [(draw - tree + other) / draw for draw, tree, other, _, _ in turns]
+        series.append(Series(f"a whole draw with {name} / with the tree", "x", whole))
+        if all(other < tree for _, tree, other, _, _ in turns):
+            pays = [(anew - scores) / (tree - other) for _, tree, other, scores, anew in turns]
+            series.append(Series(f"batches without a new score until {name} has paid", "", pays))
+    return series
 
 
 def _alias_builder() -> Callable[[npt.NDArray[np.uint32]], _Alias] | None:
