@@ -16,6 +16,7 @@ from tests.benchmarks.processes import Program
 BATCH = 1024
 OURS = "steelyard"
 REFERENCE = f"{OURS}: stratified"
+_TREE = f"{OURS}: tree alone"
 BATCHES = (64, 256, 1024, 4096, 16384, 65536)
 BATCHES_AT = 1_000_000
 _LIFE_SECONDS = 3600.0
@@ -122,7 +123,8 @@ def _by_size(options: Options, fields: Sequence[_Field]) -> Iterator[Table]:
         prefix = f"{one.size}/"
         turns = {name.removeprefix(prefix): rows for name, rows in found.items() if name.startswith(prefix)}
         sizes = {"ids": one.size, "batch": BATCH, "seconds a turn": seconds}
-        yield Table("cycle: draw, then new scores", _series(turns, REFERENCE), sizes, _notes(one))
+        series = [*_series(turns, REFERENCE), *_over_tree_alone(turns)]
+        yield Table("cycle: draw, then new scores", series, sizes, _notes(one))
     if len(fields) > 1:
         yield _growth(fields, found)
 
@@ -137,6 +139,16 @@ def _series(turns: Mapping[str, Sequence[Mapping[str, float]]], reference: str) 
             Series(f"{name}, {part}", "µs", [1e6 * row[part] for row in rows], shown=name.startswith(OURS))
             for name, rows in turns.items()
         ]
+    return series
+
+
+def _over_tree_alone(turns: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Series]:
+    """What others do beside a tree is not what a run does beside its own: theirs over ours without any of that, too."""
+    series = []
+    for name, rows in turns.items():
+        if name.partition(": ")[0] not in (OURS, "torch", "numpy"):
+            values = [_cycle(row) / _cycle(own) for row, own in zip(rows, turns[_TREE], strict=True)]
+            series.append(Series(f"{name} over {_TREE}", "x", values))
     return series
 
 

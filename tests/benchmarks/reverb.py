@@ -19,13 +19,18 @@ from tests.benchmarks.processes import Program, load
 from tests.benchmarks.wire import BATCH, DRAW, STALENESS
 
 _OURS = "steelyard: ids served, and as many losses fsynced"
-_OBSERVED = "steelyard: losses, observe of a batch, fsynced"
+_MANY = 16384
+"""Losses or priorities of a larger call."""
+_OBSERVED = {count: f"steelyard: losses, observe of {count}, fsynced" for count in (BATCH, _MANY)}
 _CASES = {
-    "sample": "reverb: ids, client.sample",
-    "dataset": "reverb: ids, TimestepDataset",
-    "mutate": "reverb: priorities, client.mutate_priorities",
-    "update": "reverb: priorities, TFClient.update_priorities",
+    "reverb: ids, client.sample": ("sample", BATCH, _OURS),
+    "reverb: ids, TimestepDataset": ("dataset", BATCH, _OURS),
+    f"reverb: priorities, client.mutate_priorities of {BATCH}": ("mutate", BATCH, _OURS),
+    f"reverb: priorities, TFClient.update_priorities of {BATCH}": ("update", BATCH, _OURS),
+    f"reverb: priorities, client.mutate_priorities of {_MANY}": ("mutate", _MANY, _OBSERVED[_MANY]),
+    f"reverb: priorities, TFClient.update_priorities of {_MANY}": ("update", _MANY, _OBSERVED[_MANY]),
 }
+"""What is asked of its client, for how many ids a call, and what of ours is held against it."""
 _NOTES = (
     (
         "steelyard serves ids and takes as many losses back at the same time, both durable; a figure of "
@@ -36,6 +41,7 @@ _NOTES = (
         "client.sample is its plain Python call, of which it says itself that training should use the "
         "datasets"
     ),
+    "over: ids served, and losses fsynced meanwhile; larger calls are held against observe of as many",
     "Reverb draws independent ids; steelyard's batch is stratified or distinct, and shuffled",
 )
 
@@ -54,21 +60,24 @@ def measure(options: Options) -> Iterator[Table]:
         numbers = iter(range(2**62))
         cases: dict[str, Callable[[], float]] = {
             _OURS: lambda: _steelyard(server, f"r{next(numbers)}", seconds),
-            _OBSERVED: partial(_observe, _run(server, "observed"), size, seconds),
+            **{
+                name: partial(_observe, _run(server, f"observed-{count}"), min(count, size), size, seconds)
+                for count, name in _OBSERVED.items()
+            },
         }
         if python and namespace is not None:
             table = Program("reverb_table", "--size", size, life=1800.0, python=python, within=namespace)
             stack.enter_context(table)
             table.read()
-            for case, name in _CASES.items():
-                cases[name] = partial(_ask, table, case, seconds)
+            for name, (case, count, _) in _CASES.items():
+                cases[name] = partial(_ask, table, case, count, seconds)
         found = in_turns(options.repeats, cases)
     series = [Series(name, "/s", values, None if name == _OURS else _OURS) for name, values in found.items()]
-    for name in cases:
-        if name in _CASES.values():
-            over = [ours / theirs for ours, theirs in zip(found[_OURS], found[name], strict=True)]
+    for name, (_, _, own) in _CASES.items():
+        if name in found:
+            over = [ours / theirs for ours, theirs in zip(found[own], found[name], strict=True)]
             series.append(Series(f"steelyard over {name}", "x", over))
-    sizes = {"items": size, "batch": BATCH, "seconds a turn": seconds}
+    sizes = {"items": size, "batch": BATCH, "larger calls": _MANY, "seconds a turn": seconds}
     yield Table("reverb: through gRPC on loopback", series, sizes, [*_NOTES, *([why] if why else [])])
 
 
@@ -76,17 +85,17 @@ def _run(server: ServerProcess, name: str) -> steelyard.Run:
     return server.client().create_run(name, dataset="d", batch_size=BATCH, staleness=STALENESS, draw=DRAW)
 
 
-def _observe(run: steelyard.Run, size: int, seconds: float) -> float:
+def _observe(run: steelyard.Run, count: int, size: int, seconds: float) -> float:
     """Losses a second of one caller that waits for each call, as a caller of mutate_priorities does."""
     rng = np.random.default_rng(3)
-    ids = [rng.choice(size, BATCH, replace=False) for _ in range(32)]
-    losses = rng.lognormal(size=BATCH).astype(np.float32)
+    ids = [rng.choice(size, count, replace=False) for _ in range(16)]
+    losses = rng.lognormal(size=count).astype(np.float32)
     run.observe(ids[0], losses)
     start, calls = time.perf_counter(), 0
     while (took := time.perf_counter() - start) < seconds:
         run.observe(ids[calls % len(ids)], losses)
         calls += 1
-    return calls * BATCH / took
+    return calls * count / took
 
 
 def _steelyard(server: ServerProcess, name: str, seconds: float) -> float:
@@ -95,8 +104,8 @@ def _steelyard(server: ServerProcess, name: str, seconds: float) -> float:
     return load(server.pid, [("trainers", trainer)], seconds).steps * BATCH
 
 
-def _ask(table: Program, case: str, seconds: float) -> float:
-    table.tell({"case": case, "batch": BATCH, "seconds": seconds})
+def _ask(table: Program, case: str, count: int, seconds: float) -> float:
+    table.tell({"case": case, "batch": count, "seconds": seconds})
     rate: float = table.read()["rate"]
     return rate
 

@@ -14,7 +14,7 @@ from steelyard_server.core.kernels import plain
 from steelyard_server.core.random import Purpose, bits
 from steelyard_server.core.sampling import comb
 from steelyard_server.core.tree import Law, MassTree
-from steelyard_server.policies.columns import last_occurrence
+from steelyard_server.policies.columns import ascending, last_occurrence
 from steelyard_server.policies.draw import Examples
 from steelyard_server.policies.draw.scored import Scored
 from tests.benchmarks import own_kernels
@@ -69,9 +69,9 @@ def _drawer(mode: str, size: int, scores: Scores, steps: itertools.count[int]) -
         return drawers[batch].draw(next(steps)).ids
 
     def update(ids: Any, values: Any) -> None:
-        derived.fold(examples.columns, ids, values)
-        drawer = next(iter(drawers.values()))
-        drawer.changed(ids if mode == "distinct" else ids[last_occurrence(ids)])
+        changed = ascending(ids)
+        derived.fold(examples.columns, ids, values, distinct=len(changed) == len(ids))
+        next(iter(drawers.values())).changed(changed)
 
     return Case(drawn, update)
 
