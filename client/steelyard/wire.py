@@ -66,6 +66,7 @@ def unpack(
     return np.frombuffer(data, dtype)
 
 
+@functools.lru_cache(64)
 def smallest_uint(size: int) -> np.dtype[Any]:
     """The smallest unsigned type that holds every id below `size`. ValueError: size is not in 0..2**63."""
     if not 0 <= size <= 2**63:

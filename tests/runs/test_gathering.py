@@ -82,6 +82,18 @@ def test_an_answer_to_nothing_waits_for_what_was_written_before(run: Journaled) 
     assert [told.get(timeout=10) for _ in range(2)] == ["drawn", "nothing"]
 
 
+def test_what_need_not_wait_for_the_disk_is_told_of_the_new_state_before_its_record_is_made(
+    run: Journaled,
+) -> None:
+    event, told = run.state().draw(), list[tuple[int, int]]()
+    run.write([event], lambda: told.append((run.state().next_step, run.log.journal.next_seq)))
+    assert told == [(1, 1)]
+    assert run.log.journal.next_seq == 2
+    run.write([], lambda: told.append((run.state().next_step, run.log.journal.next_seq)))
+    assert told == [(1, 1), (1, 2)]
+    run.settle()
+
+
 def test_an_event_that_fails_takes_nothing_with_it_that_was_gathered_before(
     run: Journaled, store: Store, losses_of: Callable[..., LossesReported]
 ) -> None:

@@ -159,16 +159,20 @@ class Journaled:
 
     # ---- writing ----
 
-    def write(self, events: Sequence[Event]) -> Durable:
+    def write(self, events: Sequence[Event], applied: Callable[[], None] = lambda: None) -> Durable:
         """Applies `events` and gathers their records; the answer is reached, on the writer's thread, once they and all
-        that was written before are durable. They are on their way to the disk after `hand_over`."""
+        that was written before are durable. They are on their way to the disk after `hand_over`.
+
+        `applied` is called between the two, for what need not wait for the disk.
+        """
         durable = self._durable
         if not events:
             self.state()
+            applied()
             return durable
         before = self._bytes_since_checkpoint
         with self._writing() as (state, _):
-            ops = self._apply(state, events)
+            ops = self._apply(state, events, applied)
         # One fence will do.
         self._gathered += ops[1:] if self._gathered[:1] == ops[:1] else ops
         self._gathered_bytes += self._bytes_since_checkpoint - before
@@ -375,11 +379,14 @@ class Journaled:
         with self._writing() as (_, log):
             self._store.commit([log.journal.fence(), *ops], frees=frees)
 
-    def _apply(self, state: RunState, events: Sequence[Event]) -> list[Op]:
+    def _apply(
+        self, state: RunState, events: Sequence[Event], applied: Callable[[], None] = lambda: None
+    ) -> list[Op]:
         for event in events:
             state.apply(event)
             # A name taken away may have been all that held an island of the journal.
             self._prune_wanted |= isinstance(event, Bookmarked) and event.step is None
+        applied()
         before = self.log.journal.total
         ops = self.log.append(events)
         self._bytes_since_checkpoint += self.log.journal.total - before

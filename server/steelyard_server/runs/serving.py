@@ -44,6 +44,8 @@ from steelyard_server.runs.weighing import StepWeights, draw_weight
 
 _log = logger(__name__)
 
+_GIVE_WAY_SECONDS = 5e-5
+
 
 class Serving:
     """The streams of one run. `tally` counts reports that changed nothing since the server started."""
@@ -334,20 +336,25 @@ class Serving:
             events = [LossesReported(report.step, report.offset, report.signals)]
         else:
             self.tally[disposition.name.lower()] += 1
-        # Also what changes nothing is answered in turn: the report that it repeats must be durable first.
-        self._run.write(events).then(partial(outbox.send, answer))
         # The client knows that a late report weighs nothing.
         asks = report.want_weights and disposition is not Disposition.LATE
         if asks and report.step in self._run.state().steps:
             self.weights.ask(report.step, report.offset, report.count, outbox)
-        self.send_weights(report.step)
+        # Also what changes nothing is answered in turn: the report that it repeats must be durable first.
+        durable = self._run.write(events, partial(self.send_weights, report.step))
+        durable.then(partial(outbox.send, answer))
 
     def send_weights(self, step: int) -> None:
         state = self._run.state()
         record = state.steps.get(step)
         if record is not None and record.closed:
-            for outbox, message in self.weights.answers(self.rule_of(step), record):
+            answers = list(self.weights.answers(self.rule_of(step), record))
+            for outbox, message in answers:
                 outbox.send(message)
+            if answers:
+                # Trainers stand still for these. The thread that writes them to the streams gets the interpreter lock
+                # now, and not in the middle of the next draw.
+                time.sleep(_GIVE_WAY_SECONDS)
 
     def _digest_of(self, step: int) -> int | None:
         drawn = self._run.log.journal.drawn(step)
