@@ -83,11 +83,10 @@ def main() -> None:
             for table in BENCHMARKS[name](options):
                 print(f"\n{text_of(table)}", flush=True)
                 tables.append(json_of(table))
-    load = os.getloadavg()[0]
-    args.json.write_text(
-        json.dumps({"machine": machine, "load after": load, "tables": tables}, indent=1) + "\n"
-    )
-    print(f"\n{time.monotonic() - began:.0f} s, load now {load:.2f}; values in {args.json}")
+                # After each one: what was found is kept when a later one fails.
+                found = {"machine": machine, "load after": os.getloadavg()[0], "tables": tables}
+                args.json.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"\n{time.monotonic() - began:.0f} s, load now {os.getloadavg()[0]:.2f}; values in {args.json}")
 
 
 def _machine() -> dict[str, str]:

@@ -21,10 +21,15 @@ BATCH = 1024
 _QUANTA = 2.0**20
 _POOL = 64
 """Targets of so many batches, taken in turn: what makes them costs everybody the same."""
+_NUMBERS = 1 << 53
 _FIND, _WHOLE, _SCORES = "tree: targets to ids", "tree: a whole draw", "tree: new scores for a batch"
-_SUMS_FIND, _SUMS_BUILD = "cumulative sums: targets to ids", "cumulative sums: for any new score"
-_ALIAS_FIND, _ALIAS_BUILD = "alias table: random numbers to ids", "alias table: for any new score"
-_BUILT_ONCE = (("cumulative sums", _SUMS_FIND, _SUMS_BUILD), ("an alias table", _ALIAS_FIND, _ALIAS_BUILD))
+_SUMS = "cumulative sums"
+_SUMS_FIND, _SUMS_WHOLE = f"{_SUMS}: targets to ids", f"{_SUMS}: a whole draw"
+_SUMS_BUILD = f"{_SUMS}: for any new score"
+_ALIAS = "alias table"
+_ALIAS_FIND, _ALIAS_WHOLE = f"{_ALIAS}: random numbers to ids", f"{_ALIAS}: a whole draw"
+_ALIAS_BUILD = f"{_ALIAS}: for any new score"
+_BUILT_ONCE = ((_SUMS, _SUMS_WHOLE, _SUMS_BUILD), (_ALIAS, _ALIAS_WHOLE, _ALIAS_BUILD))
 _NOTES = (
     (
         "cumulative sums: uint64, searched for the same ascending targets as the tree, to the same ids and masses; "
@@ -67,7 +72,7 @@ def _table(options: Options, size: int, told: str) -> Table:
             **{name: _microseconds(action) for name, action in builds.items()},
         },
     )
-    series = [Series(name, "µs", found[name], None if name == _FIND else _FIND) for name in draws]
+    series = [Series(name, "µs", found[name], _reference(name)) for name in draws]
     series += [Series(name, "µs", found[name]) for name in builds]
     series += _verdict(found)
     return Table(
@@ -76,6 +81,13 @@ def _table(options: Options, size: int, told: str) -> Table:
         {"ids": size, "batch": BATCH, **bytes_an_id},
         [*_NOTES, told],
     )
+
+
+def _reference(name: str) -> str | None:
+    """What of the tree a draw is held against."""
+    if name in (_FIND, _WHOLE):
+        return None
+    return _WHOLE if name in (_SUMS_WHOLE, _ALIAS_WHOLE) else _FIND
 
 
 def _contenders(
@@ -101,6 +113,12 @@ def _contenders(
         found = np.searchsorted(sums, next(targets), side="right")
         return found, leaves[found]
 
+    def whole_by_sums() -> object:
+        step = next(steps)
+        offsets = bits(1, Purpose.DRAW, step).below(total, BATCH)
+        found = np.searchsorted(sums, comb(total, BATCH, offsets), side="right")
+        return _shuffled(found, leaves[found] / np.float64(total), step)
+
     def summed() -> None:
         np.cumsum(leaves, dtype=np.uint64, out=sums)
 
@@ -108,6 +126,7 @@ def _contenders(
         _FIND: lambda: tree.find_with_mass(next(targets), law),
         _SUMS_FIND: searched,
         _WHOLE: whole,
+        _SUMS_WHOLE: whole_by_sums,
     }
     builds: dict[str, Callable[[], object]] = {
         _SCORES: lambda: tree.set(*changes[next(steps) % 2]),
@@ -124,10 +143,24 @@ def _contenders(
         uniform = itertools.cycle(
             [(rng.integers(0, leaves.size, BATCH), rng.random(BATCH)) for _ in range(_POOL)]
         )
+
+        def whole_by_alias() -> object:
+            step = next(steps)
+            draw = bits(1, Purpose.DRAW, step)
+            places, numbers = draw.below(leaves.size, BATCH), draw.below(_NUMBERS, BATCH)
+            found = made.ids(places.view(np.int64), numbers / np.float64(_NUMBERS))
+            return _shuffled(found, leaves[found] / np.float64(total), step)
+
         draws[_ALIAS_FIND] = lambda: made.ids(*next(uniform))
+        draws[_ALIAS_WHOLE] = whole_by_alias
         builds[_ALIAS_BUILD] = lambda: alias(leaves)
         bytes_an_id["alias"] = _an_id(leaves.nbytes + made.keep.nbytes + made.other.nbytes, leaves)
     return draws, builds, bytes_an_id
+
+
+def _shuffled(ids: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], step: int) -> object:
+    order = bits(1, Purpose.ORDER, step).order(BATCH)
+    return ids.take(order), probability.take(order)
 
 
 def _an_id(nbytes: int, leaves: npt.NDArray[np.uint32]) -> str:
@@ -135,17 +168,15 @@ def _an_id(nbytes: int, leaves: npt.NDArray[np.uint32]) -> str:
 
 
 def _verdict(found: Mapping[str, Sequence[float]]) -> list[Series]:
-    """What a run would have of each: its draw over that with the tree, and how many batches must be drawn from the same
-    scores before it has paid for being built (none where it never does)."""
+    """How many batches must be drawn from the same scores before something has paid for being built; none where a draw
+    from it takes as long as one from the tree."""
     series = []
-    for name, find, build in _BUILT_ONCE:
-        if find not in found:
+    for name, whole, build in _BUILT_ONCE:
+        if whole not in found:
             continue
-        turns = list(zip(found[_WHOLE], found[_FIND], found[find], found[_SCORES], found[build], strict=True))
-        whole = [(draw - tree + other) / draw for draw, tree, other, _, _ in turns]
-        series.append(Series(f"a whole draw with {name} / with the tree", "x", whole))
-        if all(other < tree for _, tree, other, _, _ in turns):
-            pays = [(anew - scores) / (tree - other) for _, tree, other, scores, anew in turns]
+        turns = list(zip(found[_WHOLE], found[whole], found[_SCORES], found[build], strict=True))
+        if all(other < tree for tree, other, _, _ in turns):
+            pays = [max(0.0, anew - scores) / (tree - other) for tree, other, scores, anew in turns]
             series.append(Series(f"batches without a new score until {name} has paid", "", pays))
     return series
 
