@@ -331,6 +331,8 @@ class Membership:
         with self._lock:
             self.ledger.weigh(message.step, message.offset, weights)
             self._answers.notify_all()
+            # The report is owed no longer where it was acknowledged before, which makes room for another one.
+            self._acknowledgements.notify_all()
 
     # -- under the lock --------------------------------------------------------------------------------------------
 

@@ -111,6 +111,7 @@ def report_parts(
     for name, numbers in signals.items() if signals else ():
         if name == "loss":
             raise InvalidArgument('signals: "loss" is what the losses are reported as; expected another name')
+        _check_name(name)
         values = float_array(f"signal {name!r}", numbers)
         if len(values) != len(losses):
             raise MismatchedLosses(
@@ -149,6 +150,16 @@ def losses_that_fit(batch: Batch, losses: Any, offset: int | None) -> npt.NDArra
             f"{len(batch)}, got {len(values)}"
         )
     return values
+
+
+def _check_name(name: Any) -> None:
+    """InvalidArgument where a message cannot hold the name: found out where it is built, that would end the stream."""
+    try:
+        str.encode(name)
+    except (TypeError, UnicodeEncodeError):
+        raise InvalidArgument(
+            f"signals: expected names that are strings of Unicode characters, got {name!r}"
+        ) from None
 
 
 def _little_endian(values: npt.NDArray[np.float32]) -> bytes:

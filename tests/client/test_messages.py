@@ -7,7 +7,7 @@ import pytest
 
 from steelyard import wire
 from steelyard.errors import InvalidArgument, MismatchedLosses
-from steelyard.messages import losses_that_fit, pack_report, unpack_batch
+from steelyard.messages import losses_that_fit, pack_report, report_parts, unpack_batch
 from steelyard.stream import _REQUEST_BYTES, _drain
 from steelyard.v1 import trainer_pb2
 
@@ -84,6 +84,14 @@ def test_signals_that_do_not_fit_the_losses_are_refused():
         pack_report(batch, losses, signals={"correct": [1]}, offset=0, want_weights=False)
     with pytest.raises(InvalidArgument, match="expected another name"):
         pack_report(batch, losses, signals={"loss": losses}, offset=0, want_weights=False)
+
+
+@pytest.mark.parametrize("name", ["\ud800", 5, b"margin", ("margin",)])
+def test_a_signal_whose_name_a_message_cannot_hold_is_refused_before_it_is_sent(name):
+    batch = unpack_batch(batch_message(), 0, 1)
+    losses = losses_that_fit(batch, np.ones(5), None)
+    with pytest.raises(InvalidArgument, match="signals: expected names that are strings"):
+        report_parts(batch, losses, signals={name: losses}, offset=0, want_weights=False)
 
 
 def test_messages_that_have_gathered_travel_together_in_order_and_below_the_size_limit():
