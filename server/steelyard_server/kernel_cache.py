@@ -24,6 +24,8 @@ from steelyard_server.core import kernels
 
 _COMPLETE = "complete"
 _SOURCES = Path(kernels.__file__).parents[1]
+_SHARED = f"steelyard-kernels-{os.getuid()}"
+"""The folder among temporary files, where others may have made one of that name."""
 
 
 def folder() -> Path:
@@ -33,7 +35,7 @@ def folder() -> Path:
     refused: OSError | None = None
     for base in _bases():
         try:
-            if base == _shared_base():
+            if base.name == _SHARED:
                 _make_private(base)
             place = base / name
             place.mkdir(parents=True, exist_ok=True)
@@ -66,12 +68,20 @@ def _bases() -> Iterator[Path]:
     if given := os.environ.get("NUMBA_CACHE_DIR"):
         yield Path(given)
     yield _SOURCES / "kernels" / "__pycache__"
-    yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steelyard" / "kernels"
-    yield _shared_base()
+    if cache := _user_cache():
+        yield cache / "steelyard" / "kernels"
+    # Asked for last: where nothing temporary can be written either, it raises.
+    yield Path(tempfile.gettempdir()) / _SHARED
 
 
-def _shared_base() -> Path:
-    return Path(tempfile.gettempdir()) / f"steelyard-kernels-{os.getuid()}"
+def _user_cache() -> Path | None:
+    """None for a user who has no home, as in some containers."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        return None
 
 
 def _make_private(base: Path) -> None:
@@ -83,9 +93,10 @@ def _make_private(base: Path) -> None:
 
 
 def _fingerprint() -> str:
-    """Of all that compiled code follows from."""
+    """Of all that compiled code follows from, and of what numba knows a source by: its path and its last change."""
     digest = hashlib.blake2b(digest_size=10)
     for source in [_SOURCES / "exact.py", *sorted((_SOURCES / "kernels").rglob("*.py"))]:
+        digest.update(repr((str(source), source.stat().st_mtime_ns)).encode())
         digest.update(source.read_bytes())
     versions = [metadata.version(package) for package in ("numba", "llvmlite", "numpy")]
     digest.update(repr([sys.version, *versions, platform.machine(), _processor()]).encode())

@@ -50,16 +50,23 @@ class Takeover:
 
     def finish(self) -> None:
         """Does it on the caller's thread, instead of `start`. NoCompiledKernelsError where it cannot be done."""
-        with _one_at_a_time:
+        # The one before may compile for long, which is no reason to outlive a stop.
+        while not _one_at_a_time.acquire(timeout=_POLL_SECONDS):
+            if self._stopped.is_set():
+                return
+        try:
             if kernels.active is plain:
-                start = time.monotonic()
-                place = _place()
-                compiled = self._compile(place)
-                if not self._stopped.is_set():
-                    _load(place)
-                    _log.info(
-                        "kernels_taken_over", seconds=round(time.monotonic() - start, 2), compiled=compiled
-                    )
+                self._take_over()
+        finally:
+            _one_at_a_time.release()
+
+    def _take_over(self) -> None:
+        start = time.monotonic()
+        place = _place()
+        compiled = self._compile(place)
+        if not self._stopped.is_set():
+            _load(place)
+            _log.info("kernels_taken_over", seconds=round(time.monotonic() - start, 2), compiled=compiled)
 
     def _run(self) -> None:
         if _given_up:
@@ -75,17 +82,8 @@ class Takeover:
         """Whether a child had to compile."""
         if kernel_cache.is_complete(place):
             return False
-        command = [sys.executable, "-P", "-m", kernel_cache.__name__]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         deadline = time.monotonic() + _COMPILE_SECONDS
-        with subprocess.Popen(  # noqa: S603 -- this interpreter, and a module of our own
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as child:
+        with _compiling() as child:
             while True:
                 try:
                     _, said = child.communicate(timeout=_POLL_SECONDS)
@@ -105,6 +103,25 @@ class Takeover:
             lines = said.strip().splitlines() or [f"the compiling process exited with {child.returncode}"]
             raise NoCompiledKernelsError(lines[-1])
         return True
+
+
+def _compiling() -> subprocess.Popen[str]:
+    """A child that compiles into the folder of this process."""
+    if not sys.executable:
+        raise NoCompiledKernelsError("this process does not know its interpreter, which could compile them")
+    command = [sys.executable, "-P", "-m", kernel_cache.__name__]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        return subprocess.Popen(  # noqa: S603 -- this interpreter, and a module of our own
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    except OSError as error:
+        raise NoCompiledKernelsError(f"no process that compiles could be started: {error}") from error
 
 
 def _place() -> Path:
