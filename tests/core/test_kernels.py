@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from steelyard_server import kernel_cache
@@ -159,6 +159,8 @@ def test_ids_are_judged_alike(compiled: Kernels, ids: list[int], size: int) -> N
 RULES = [(POWER, 1.0), (POWER, 0.6), (POWER, 64.0), (FLAT, 0.0), (SOFTMAX, 1.0), (SOFTMAX, 1.44e9)]
 
 
+@example([0.0] * 5 + [-0.0] * 40, (SOFTMAX, 1.0), 0)
+@example([-0.0] * 40 + [0.0] * 5, (SOFTMAX, 1.0), 0)
 @given(st.lists(st.floats(width=32), max_size=600), st.sampled_from(RULES), st.integers(-(2**41), 2**41))
 def test_any_scores_have_the_same_leaves(
     compiled: Kernels, values: list[float], rule: tuple[int, float], scale: int

@@ -98,7 +98,8 @@ def greatest(top: float, rule: int, factor: float) -> float:
         return -np.inf
     one = np.full(1, top)
     _weigh(one, 1, rule, factor)
-    return float(one[0])
+    # Which of the zeros is the greatest score is chance: -0 becomes 0.
+    return float(one[0]) + 0.0
 
 
 @kernel(types.float64, READ_SCORES, COUNT, FLOAT, FLOAT, LEAVES)

@@ -32,7 +32,8 @@ def greatest_log2_weight(scores: Float32s, rule: int, factor: float) -> float:
     """log2 of the weight of the greatest score; -inf where there is none, or it weighs nothing."""
     # fmax passes NaN over, and the rules are monotone.
     top = np.fmax.reduce(scores, initial=np.float32(-np.inf))
-    return float(log2_weights(np.array([top]), rule, factor)[0]) if top > -np.inf else -np.inf
+    # Which of the zeros is the greatest is the processor's to say: -0 becomes 0.
+    return float(log2_weights(np.array([top]), rule, factor)[0]) + 0.0 if top > -np.inf else -np.inf
 
 
 def leaves_of(scores: Float32s, rule: int, factor: float, scale: float, leaves: Leaves) -> float:
