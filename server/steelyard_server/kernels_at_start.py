@@ -20,6 +20,7 @@ from steelyard_server.log import logger
 
 _COMPILE_SECONDS = 600.0
 _POLL_SECONDS = 0.05
+_FORK_SECONDS = 20.0
 
 _log = logger(__name__)
 _one_at_a_time = threading.Lock()
@@ -62,10 +63,12 @@ class Takeover:
 
     def _take_over(self) -> None:
         start = time.monotonic()
-        place = _place()
+        with _loading:
+            place = _place()
         compiled = self._compile(place)
         if not self._stopped.is_set():
-            _load(place)
+            with _loading:
+                _load(place)
             _log.info("kernels_taken_over", seconds=round(time.monotonic() - start, 2), compiled=compiled)
 
     def _run(self) -> None:
@@ -103,6 +106,29 @@ class Takeover:
             lines = said.strip().splitlines() or [f"the compiling process exited with {child.returncode}"]
             raise NoCompiledKernelsError(lines[-1])
         return True
+
+
+_loading = threading.RLock()
+"""Held while modules are imported. A process forked meanwhile, as a loader's workers are, could never import them: it
+would wait for a thread that it does not have. So a fork waits for the import, _FORK_SECONDS at most."""
+_forking = threading.local()
+
+
+def _before_fork() -> None:
+    _forking.holds = _loading.acquire(timeout=_FORK_SECONDS)
+
+
+def _after_fork() -> None:
+    if _forking.holds:
+        _loading.release()
+
+
+def _after_fork_in_child() -> None:
+    global _loading
+    _loading = threading.RLock()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 def _compiling() -> subprocess.Popen[str]:

@@ -261,6 +261,31 @@ def test_a_takeover_that_waits_for_another_one_stops_at_once() -> None:
         assert not stopping.is_alive()
 
 
+# A process that forks while a server in it imports numba, and what becomes of a child that imports numba too.
+FORK = """
+    import json, os, signal, sys, time
+    from steelyard_server.kernels_at_start import Takeover
+
+    takeover = Takeover()
+    takeover.start()
+    deadline = time.monotonic() + 60
+    while "numba" not in sys.modules:
+        assert time.monotonic() < deadline, "numba is not imported"
+        time.sleep(0.001)
+    child = os.fork()
+    if not child:
+        signal.alarm(30)
+        import numba
+        os._exit(0)
+    print(json.dumps({"status": os.waitpid(child, 0)[1]}))
+    takeover.stop()
+"""
+
+
+def test_a_process_forked_while_the_kernels_are_loaded_can_import_what_they_need() -> None:
+    assert answer(process(FORK)) == {"status": 0}
+
+
 def test_the_command_compiles_once(tmp_path: Path) -> None:
     command = [sys.executable, "-m", kernel_cache.__name__]
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
