@@ -32,7 +32,7 @@ kind_of = {
 
 def joined_member(steps):
     """One of rank 0 of 1 that has handed out steps 0..steps-1; and what it sends."""
-    sent = []
+    sent: list[object] = []
     member = Membership(SessionOptions("a:1", "r", reports=True, prefetch=steps), "s", sent.append)
     member.joining()
     joined = trainer_pb2.Joined()
