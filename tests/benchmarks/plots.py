@@ -22,6 +22,9 @@ from matplotlib.axes import Axes
 
 ROOT = Path(__file__).resolve().parents[2]
 
+_WITHOUT_UPDATE = ("numpy: ", "torch: ")
+"""These store a new score, and make all else of it when they draw."""
+
 _STYLES: Mapping[str, tuple[str, str]] = {
     "steelyard: stratified": ("#0b5394", "o"),
     "steelyard: distinct": ("#3d85c6", "s"),
@@ -88,16 +91,27 @@ def _frame(axes: Axes, title: str, x: str, y: str) -> None:
     axes.grid(visible=True, which="major", alpha=0.35)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
+    else:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="#888888")
+
+
+def _contenders(part: str) -> Mapping[str, tuple[str, str]]:
+    """With colour and marker, those that have something to do in that part of a cycle."""
+    return {
+        name: style
+        for name, style in _STYLES.items()
+        if part == "draw" or not name.startswith(_WITHOUT_UPDATE)
+    }
 
 
 def draw_ids(tables: Sequence[Mapping[str, Any]], told: str, to: Path) -> None:
-    figure, grid = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    figure, grid = plt.subplots(2, 2, figsize=(11, 8), layout="constrained", sharex=True)
     for axes, part in ((grid[0, 0], "draw"), (grid[0, 1], "update")):
-        for name, (colour, marker) in _STYLES.items():
+        for name, (colour, marker) in _contenders(part).items():
             line = points(tables, "cycle: draw, then new scores", f"{name}, {part}")
             _line(axes, line, name, colour, marker)
         what = "Draw 1024 ids" if part == "draw" else "New scores for 1024 ids"
-        _frame(axes, what, "ids in the run", "µs, in process")
+        _frame(axes, what, "", "µs, in process")
     memory, recovery = grid[1]
     for name, label, (colour, marker) in (
         ("server: all", "at rest", ("#0b5394", "o")),
@@ -117,7 +131,7 @@ def draw_ids(tables: Sequence[Mapping[str, Any]], told: str, to: Path) -> None:
 def draw_batches(tables: Sequence[Mapping[str, Any]], told: str, to: Path) -> None:
     figure, grid = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     for axes, part in zip(grid, ("draw", "update"), strict=True):
-        for name, (colour, marker) in _STYLES.items():
+        for name, (colour, marker) in _contenders(part).items():
             _line(axes, by_batch(tables, name, part), name, colour, marker)
         what = "Draw a batch" if part == "draw" else "New scores for a batch"
         _frame(axes, what, "ids in the batch", "µs, in process")

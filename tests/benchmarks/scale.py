@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.benchmarks.lives import lives, sizes
+from tests.benchmarks.lives import Life, lives, sizes
 from tests.benchmarks.measure import Options, Series, Table
 from tests.benchmarks.wire import BATCH
 
@@ -19,14 +19,12 @@ _NOTES = (
 
 def measure(options: Options) -> Iterator[Table]:
     for size in sizes(options):
-        found = lives(options, size)
-        series = [Series(name, "s", [life.seconds[name] for life in found]) for name in found[0].seconds]
-        series.append(
-            Series(
-                "losses observed a second",
-                "/s",
-                [size / life.seconds["observe a loss for each"] for life in found],
-            )
-        )
-        series.append(Series("journal records replayed", "", [life.replayed for life in found]))
-        yield Table("scale: a life", series, {"ids": size, "batch": BATCH}, _NOTES)
+        yield _table(size, lives(options, size))
+
+
+def _table(size: int, found: list[Life]) -> Table:
+    series = [Series(name, "s", [life.seconds[name] for life in found]) for name in found[0].seconds]
+    observed = [size / life.seconds["observe a loss for each"] for life in found]
+    series.append(Series("losses observed a second", "/s", observed))
+    series.append(Series("journal records replayed", "", [life.replayed for life in found]))
+    return Table("scale: a life", series, {"ids": size, "batch": BATCH}, _NOTES)
