@@ -236,3 +236,26 @@ def test_a_size_of_nothing_keeps_nothing(store: Store) -> None:
     save(store, history, 1, 0, [4], 1)
     assert store.keys(Table.SEGMENTS, *prefix_range(u64(1))) == []
     assert rows(history, 1, [4, 5]) == [[], []]
+
+
+def test_what_is_merged_and_removed_while_it_is_read_is_read_all_the_same(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = LossHistory(store, 1, K)
+    ids = np.array(IDS)
+    for seq, before in ((5, 0), (9, 5)):
+        values = np.full(len(ids), seq, np.float32)
+        store.commit(list(history.append(seq, [(seq, ids, values)], before)))
+    wanted = rows(history, 9)
+    assert wanted[0] == [(5, 5.0), (9, 9.0)]
+    last_of = Store.last_of
+
+    def merged_before(self: Store, table: Table, ranges: Any) -> Any:
+        monkeypatch.setattr(Store, "last_of", last_of)
+        store.commit(list(history.merge(9, SIZE)))
+        store.commit(list(history.prune([9])))
+        return last_of(self, table, ranges)
+
+    monkeypatch.setattr(Store, "last_of", merged_before)
+    assert rows(history, 9) == wanted
+    assert history._segments.listing().segments == []

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from steelyard_server.core.events import LossesReported, RunCreated
+from steelyard_server.core.events import LossesReported, RunCreated, SignalsObserved
 from steelyard_server.history.store import Store
 from steelyard_server.runs import journaled
 from steelyard_server.runs.durable import Durable
@@ -30,6 +31,12 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def run(store: Store, make_run: Callable[..., RunState]) -> Journaled:
+    return create(store, make_run, lambda call: call())
+
+
+def create(
+    store: Store, make_run: Callable[..., RunState], post: Callable[[Callable[[], None]], object]
+) -> Journaled:
     created = RunCreated(make_run(SIZE, draw={"method": "shuffle"}).spec.model_dump(mode="json"), SIZE)
     store.commit(RunLog(store, 1, 8).create(created)[1])
     return Journaled(
@@ -38,7 +45,7 @@ def run(store: Store, make_run: Callable[..., RunState]) -> Journaled:
         "r",
         rule=CheckpointRule(),
         reconcile=lambda state: [],
-        post=lambda call: call(),
+        post=post,
         on_lost=lambda: None,
         on_replaced=lambda: None,
     )
@@ -92,6 +99,27 @@ def test_what_need_not_wait_for_the_disk_is_told_of_the_new_state_before_its_rec
     run.write([], lambda: told.append((run.state().next_step, run.log.journal.next_seq)))
     assert told == [(1, 1), (1, 2)]
     run.settle()
+
+
+def test_an_answer_to_nothing_is_not_given_where_what_was_written_before_was_refused(
+    tmp_path: Path, make_run: Callable[..., RunState]
+) -> None:
+    store = Store.open(tmp_path / "small", map_size=1 << 20, max_map_size=1 << 20)
+    heard: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+    try:
+        run = create(store, make_run, heard.put)
+        large = SignalsObserved(None, np.arange(SIZE).repeat(10_000), {"loss": np.ones(400_000, np.float32)})
+        run.write([large]).then(lambda: told.put("observed"))
+        run.hand_over()
+        run.write([]).then(lambda: told.put("observed before"))
+        run.hand_over()
+        heard.get(timeout=10)()
+        store.commit([])
+        assert told.empty()
+        assert not run.loaded
+    finally:
+        store.close()
 
 
 def test_an_event_that_fails_takes_nothing_with_it_that_was_gathered_before(

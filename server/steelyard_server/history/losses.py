@@ -16,7 +16,7 @@ from steelyard_server.core.events import Float32s, Ids
 
 from .ops import U64_MAX, Op
 from .ring import PAGE_BYTES, History
-from .segments import BLOCK, BYTES_A_LOSS, Entries, Losses, Segments, grouped, sorted_losses
+from .segments import BLOCK, BYTES_A_LOSS, Entries, Losses, Segment, Segments, grouped, sorted_losses
 from .store import Store
 
 MERGE_COST = 4
@@ -64,8 +64,11 @@ class LossHistory:
     def merge_is_due(self, seq: int, examples: int) -> bool:
         """Whether `merge` at the checkpoint at `seq` of a run of so many examples is worth what it writes."""
         segments = self._segments.listing().read_at(seq)
-        rows = min(sum(one.losses for one in segments), -(-examples // max(self._rows.ids_per_chunk, 1)))
-        return MERGE_COST * sum(one.bytes for one in segments) >= rows * PAGE_BYTES > 0
+        return MERGE_COST * sum(one.bytes for one in segments) >= self._bytes_of_rows(segments, examples) > 0
+
+    def bytes_of_merge(self, seq: int, examples: int) -> int:
+        """What `merge` takes in the store, roughly: the rows before stay until they are pruned."""
+        return self._bytes_of_rows(self._segments.listing().read_at(seq), examples)
 
     def merge(self, seq: int, examples: int) -> Iterator[Op]:
         """Ops that bring the segments up to the checkpoint at `seq` into the rows; they may be committed one by one, in
@@ -93,9 +96,18 @@ class LossHistory:
 
         As of the checkpoint at `at_seq`, or the newest below. ValueError: a negative id. RecordDamaged names the ids.
         """
-        listing = self._segments.listing()
         at = U64_MAX if at_seq is None else at_seq
-        base, segments = listing.base(at), listing.read_at(at)
+        listing = self._segments.listing()
+        while True:
+            found = self._read_at(ids, at_seq, listing.base(at), listing.read_at(at))
+            before, listing = listing, self._segments.listing()
+            # Beside a reader what it reads may be merged, and then removed: it has gone on to the next rows then.
+            if listing.base(at) == before.base(at):
+                return found
+
+    def _read_at(
+        self, ids: Ids, at_seq: int | None, base: int | None, segments: Sequence[Segment]
+    ) -> tuple[Int64s, UInt64s, Float32s]:
         counts, steps, losses = self._rows.read(ids, at_seq if base is None else base)
         if not segments or not ids.size:
             return counts, steps, losses
@@ -110,6 +122,11 @@ class LossHistory:
         counts = np.bincount(joined.ids, minlength=asked.size)
         at_place = _ranges((np.cumsum(counts) - counts)[place], counts[place])
         return counts[place], joined.steps[at_place].astype(np.uint64), joined.losses[at_place]
+
+    def _bytes_of_rows(self, segments: Sequence[Segment], examples: int) -> int:
+        """Of the rows that these segments change, at most."""
+        rows = min(sum(one.losses for one in segments), -(-examples // max(self._rows.ids_per_chunk, 1)))
+        return rows * PAGE_BYTES
 
     def stored_bytes(self) -> int:
         """Keys and values, older versions included. Reads every one."""

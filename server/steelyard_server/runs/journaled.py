@@ -130,7 +130,7 @@ class Journaled:
         except RecordDamaged as damage:
             _log.error("run_damaged", run=self.name, place=damage.place, why=damage.why)
             self._broken, self._state = damage, None
-        except StoreError as error:
+        except (StoreError, Unavailable) as error:
             _log.warning("run_not_loaded", run=self.name, error=str(error))
             self._state = None
         except Exception as error:
@@ -184,7 +184,9 @@ class Journaled:
         """Gives the store what was gathered, as one write."""
         if not self._gathered and not self._durable.awaited:
             return
-        ops, durable, log = self._gathered, self._durable, self.log
+        log, durable = self.log, self._durable
+        # A write of nothing too comes to nothing where one before it was refused.
+        ops = self._gathered or [log.journal.fence()]
         self._forget_gathered()
 
         def settle(error: BaseException | None) -> None:
@@ -336,11 +338,21 @@ class Journaled:
             finally:
                 self._pruned.set()
             yield
-            yield from commits(self._store, fence, log.merge(pruning), part_bytes, frees=False)
+            try:
+                self._store.check_space(log.bytes_of_merge(pruning))
+                yield from commits(self._store, fence, log.merge(pruning), part_bytes, frees=False)
+            except StoreFull as error:
+                # The segments have it all; what is removed next may make the room.
+                _log.warning("merge_put_off", run=self.name, error=str(error))
+            if self._holds:
+                # Who began to read before the merge was done reads what it has made needless; who begins now does not.
+                raise StoppedError(f"a past of run {self.name!r} is being read")
             yield from commits(self._store, fence, log.unread(pruning), part_bytes, frees=True)
 
         def end(error: BaseException | None) -> None:
-            if error is not None and not isinstance(error, StoppedError):
+            if isinstance(error, StoppedError):
+                self._prune_wanted = True
+            elif error is not None:
                 _log.warning("prune_failed", run=self.name, error=str(error))
                 self._lost(log)
 

@@ -171,6 +171,12 @@ class RunLog:
         if self._history.merge_is_due(newest, pruning.examples):
             yield from self._history.merge(newest, pruning.examples)
 
+    def bytes_of_merge(self, pruning: Pruning) -> int:
+        """What `merge` takes in the store, roughly; 0 where there is nothing to merge."""
+        newest = max(pruning.kept)
+        due = self._history.merge_is_due(newest, pruning.examples)
+        return self._history.bytes_of_merge(newest, pruning.examples) if due else 0
+
     def unread(self, pruning: Pruning) -> Iterator[Op]:
         """Ops that delete, one by one, what no checkpoint reads any more; on any thread. Reads every key of the run's
         checkpoints."""
