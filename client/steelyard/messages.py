@@ -121,20 +121,6 @@ def report_parts(
     return ReportParts(batch.step, batch.offset + offset, batch.digest, want_weights, tuple(packed))
 
 
-def pack_report(
-    batch: Batch,
-    losses: npt.NDArray[np.float32],
-    *,
-    signals: Mapping[str, Any],
-    offset: int,
-    want_weights: bool,
-) -> trainer_pb2.TrainerMessage:
-    """As report_parts, as a message."""
-    message = trainer_pb2.TrainerMessage()
-    report_parts(batch, losses, signals=signals, offset=offset, want_weights=want_weights).fill(message)
-    return message
-
-
 def losses_that_fit(batch: Batch, losses: Any, offset: int | None) -> npt.NDArray[np.float32]:
     """The losses as float32, whose count fits the slice: all of it, or a part from `offset` on. MismatchedLosses."""
     values = float_array("losses", losses)

@@ -7,7 +7,7 @@ import pytest
 
 from steelyard import wire
 from steelyard.errors import InvalidArgument, MismatchedLosses
-from steelyard.messages import losses_that_fit, pack_report, report_parts, unpack_batch
+from steelyard.messages import losses_that_fit, report_parts, unpack_batch
 from steelyard.stream import _REQUEST_BYTES, _drain
 from steelyard.v1 import trainer_pb2
 
@@ -69,7 +69,9 @@ def test_a_damaged_batch_is_refused(changes, message):
 def test_a_report_names_its_batch_and_its_place_in_it():
     batch = unpack_batch(batch_message(offset=3, ids=wire.pack_ids(IDS[3:], 10)), 1, 2)
     losses = losses_that_fit(batch, [0.5], 1)
-    report = pack_report(batch, losses, signals={"correct": [1]}, offset=1, want_weights=True).report
+    message = trainer_pb2.TrainerMessage()
+    report_parts(batch, losses, signals={"correct": [1]}, offset=1, want_weights=True).fill(message)
+    report = message.report
     assert (report.step, report.offset, report.digest, report.want_weights) == (4, 4, batch.digest, True)
     assert [(one.name, wire.unpack(one.values).tolist()) for one in report.signals] == [
         ("loss", [0.5]),
@@ -81,9 +83,9 @@ def test_signals_that_do_not_fit_the_losses_are_refused():
     batch = unpack_batch(batch_message(), 0, 1)
     losses = losses_that_fit(batch, np.ones(5), None)
     with pytest.raises(MismatchedLosses, match="signal 'correct': expected 5 values"):
-        pack_report(batch, losses, signals={"correct": [1]}, offset=0, want_weights=False)
+        report_parts(batch, losses, signals={"correct": [1]}, offset=0, want_weights=False)
     with pytest.raises(InvalidArgument, match="expected another name"):
-        pack_report(batch, losses, signals={"loss": losses}, offset=0, want_weights=False)
+        report_parts(batch, losses, signals={"loss": losses}, offset=0, want_weights=False)
 
 
 @pytest.mark.parametrize("name", ["\ud800", 5, b"margin", ("margin",)])

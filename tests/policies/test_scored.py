@@ -111,6 +111,9 @@ def test_a_negative_score_is_refused_where_masses_need_it_and_otherwise_not() ->
         assert "got -0.5 at position 1" in objection
         assert scored(transform=transform).objection("another", values) is None
     assert scored(transform="softmax").objection("score", values) is None
+    for unknown in ([math.nan], [math.nan, 0.5], []):
+        assert scored().objection("score", np.array(unknown, np.float32)) is None
+    assert "position 2" in (scored().objection("score", np.array([math.nan, 0, -1], np.float32)) or "")
 
 
 def test_a_negative_score_that_is_there_already_weighs_the_least_and_not_like_an_unseen_one() -> None:

@@ -191,9 +191,9 @@ class MassTree:
 
     def extend(self, size: int, fill: Fill) -> None:
         """Append leaves that `fill` writes, up to `size` of them in all; the same cost and refusal as `append`."""
-        if size > MAX_SIZE:
+        if not self._size <= size <= MAX_SIZE:
             raise ValueError(
-                f"expected at most {MAX_SIZE} leaves, got {self._size} and {size - self._size} more"
+                f"expected at least the {self._size} leaves that are there and at most {MAX_SIZE}, got {size}"
             )
         if size > self._leaves.size:
             self._make_room(size, spare=True)

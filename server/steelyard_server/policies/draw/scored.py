@@ -74,7 +74,8 @@ class Scored(Draw):
     def objection(self, column: str, values: Float32s) -> str | None:
         if self.transform == "softmax" or column != self.score:
             return None
-        if not len(values) or np.minimum.reduce(values) >= 0:
+        # fmin passes NaN over.
+        if not len(values) or not np.fmin.reduce(values) < 0:
             return None
         at = int(np.flatnonzero(values < 0)[0])
         return (
