@@ -17,6 +17,7 @@ GENERATED = (CLIENT / "v1", SERVER / "disk" / "v1")
 # Lowest first: a part may import itself and those before it. `history` and `policies` do not meet.
 LAYERS = [
     "log",
+    "allocator",
     "disk",
     "core",
     "kernel_cache",

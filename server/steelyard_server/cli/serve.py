@@ -49,8 +49,10 @@ def serve(
     """
     flags = {name: value for name, value in locals().items() if name != "config"}
     settings = load(flags, config)
+    from steelyard_server import allocator
     from steelyard_server.cli import logs
     from steelyard_server.server import serve as run_server
 
+    allocator.share_among_threads()
     logs.configure(settings.log_level, settings.log_format)
     raise typer.Exit(run_server(settings))

@@ -35,7 +35,8 @@ BLOCK = 4096
 BYTES_A_LOSS = 64
 """At worst: a row for itself, its head, its key, and the page that it shares."""
 
-_SEGMENT_LOSSES = 1 << 21
+_SEGMENT_LOSSES = 1 << 20
+"""To write one takes some 60 bytes of memory for each."""
 _DELETED_AT_ONCE = 1 << 12
 _HEAD = struct.Struct("<QQ")
 _CONTENT = struct.Struct("<BI")
@@ -221,7 +222,7 @@ class Segments:
 
 
 def grouped(entries: Entries) -> Iterator[Losses]:
-    """Losses as segments of some two million: what each is made of is all that is held. ValueError: a negative id, a
+    """Losses as segments of some million: what each is made of is all that is held. ValueError: a negative id, a
     step of 2^32 or more.
     """
     group: list[tuple[int, npt.NDArray[np.integer[Any]], Float32s]] = []

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from steelyard_server.allocator import give_back
 from steelyard_server.history.ops import Op, weight
 from steelyard_server.history.store import Store
 
@@ -58,6 +59,8 @@ class Work:
         self._steps = iter(())
         self._done.set()
         on_end()
+        # What the work before has freed by now, and most of what this one has.
+        give_back()
 
 
 def commits(store: Store, first: Op, ops: Iterable[Op], part_bytes: int, *, frees: bool) -> Iterator[None]:
