@@ -34,9 +34,9 @@ _PART = 1 << 20
 _STEPS = 64
 _SMALL = 4096
 _SAVE_SECONDS = 1.0
-_SAVE_IDS_A_SECOND = 5e6
-"""A run that changes saves itself here every second, or every 20 at 1e8 and 200 at 1e9: not all the time that it is
-given its losses, and soon after the last of them."""
+_SAVE_IDS_A_SECOND = 2e7
+"""A run that changes saves itself here every second, or every 5 at 1e8 and 50 at 1e9: soon after its last loss. While
+it is given them it does so whenever its journal has grown by 256 MiB."""
 _QUIET_SECONDS = 2.0
 """So long nothing is written: it has saved."""
 _WAIT_SECONDS = 1800.0

@@ -168,7 +168,7 @@ def save(store: Store, history: LossHistory, seq: int, since: int, ids: Any, ste
 
 
 def test_a_save_of_more_than_a_segment_holds_keeps_the_order(store: Store, monkeypatch: Any) -> None:
-    monkeypatch.setattr(segments_module, "_SEGMENT_LOSSES", 5)
+    monkeypatch.setattr(segments_module, "SEGMENT_LOSSES", 5)
     history = LossHistory(store, 1, K)
     entries = [(step, np.array([3, 5000]), np.array([step, -step], np.float32)) for step in range(20)]
     store.commit(list(history.append(9, entries, 0)))

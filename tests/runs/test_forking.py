@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+import steelyard
+from steelyard.testing import server
+from steelyard_server.history.chunks import CHUNK
+from steelyard_server.history.errors import StoreFailed
+from steelyard_server.history.ops import Op, Put, Table, prefix_range, weight
 from steelyard_server.history.store import Store
 from steelyard_server.runs.catalog import Catalog
 from steelyard_server.runs.journaled import CheckpointRule
@@ -82,3 +89,75 @@ def test_a_fork_that_fails_lets_go(run: Run) -> None:
     with pytest.raises(RuntimeError, match="planted"):
         run.fork(0, fail)
     assert run.rewind(0).next_step == 0
+
+
+BIG = 9 * CHUNK + 5
+SCORED: dict[str, Any] = {
+    "draw": {"method": "scored", "score": "last_loss"},
+    "batch_size": 64,
+    "history_size": 2,
+}
+
+
+def big_run(client: steelyard.Client) -> steelyard.Run:
+    client.create_dataset("d", BIG)
+    run = client.create_run("r", dataset="d", **SCORED)
+    run.observe(np.arange(BIG), np.arange(BIG, dtype=np.float32) % 5)
+    return run
+
+
+def test_a_fork_is_written_in_parts_between_which_others_have_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    commit = Store.commit
+
+    def noted(store: Store, ops: Sequence[Op], *, frees: bool = False) -> None:
+        sizes.append(sum(map(weight, ops)))
+        commit(store, ops, frees=frees)
+
+    with server(tmp_path) as client:
+        run = big_run(client)
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "commit", noted)
+            forked = run.fork("f", step=0)
+        assert sum(sizes) > 8 * BIG
+        assert max(sizes) < (1 << 20) + 5 * CHUNK
+        assert forked.column("last_loss").tobytes() == run.column("last_loss").tobytes()
+        some = np.arange(0, BIG, 997)
+        assert forked.history(some) == run.history(some)
+
+
+@pytest.mark.parametrize("commits", [1, 6])
+def test_a_fork_that_fails_half_way_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commits: int
+) -> None:
+    commit, left = Store.commit, [commits]
+
+    def failing(store: Store, ops: Sequence[Op], *, frees: bool = False) -> None:
+        if any(isinstance(op, Put) and op.table in (Table.CHUNKS, Table.SEGMENTS) for op in ops):
+            left[0] -= 1
+            if left[0] < 0:
+                raise StoreFailed("planted")
+        commit(store, ops, frees=frees)
+
+    with server(tmp_path) as client:
+        run = big_run(client)
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "commit", failing)
+            with pytest.raises(steelyard.Unavailable, match="planted"):
+                run.fork("f", step=0)
+        assert [row.name for row in client.list_runs()] == ["r"]
+        assert run.fork("f", step=0).history([7]) == run.history([7])
+        client.delete_run("f")
+    with server(tmp_path) as client:
+        # Where it opens, it sweeps.
+        assert [row.name for row in client.list_runs()] == ["r"]
+    store = Store.open(tmp_path)
+    try:
+        owner = store.keys(Table.JOURNAL, b"\0", b"\xff" * 64, limit=1)[0][:8]
+        for table in (Table.CHUNKS, Table.SEGMENTS, Table.HISTORY, Table.JOURNAL):
+            assert store.keys(table, b"\0", owner) == []
+            assert store.keys(table, prefix_range(owner)[1], b"\xff" * 64) == []
+    finally:
+        store.close()

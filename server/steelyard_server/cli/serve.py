@@ -54,5 +54,6 @@ def serve(
     from steelyard_server.server import serve as run_server
 
     allocator.share_among_threads()
+
     logs.configure(settings.log_level, settings.log_format)
     raise typer.Exit(run_server(settings))

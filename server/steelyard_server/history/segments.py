@@ -35,9 +35,10 @@ BLOCK = 4096
 BYTES_A_LOSS = 64
 """At worst: a row for itself, its head, its key, and the page that it shares."""
 
-_SEGMENT_LOSSES = 1 << 20
+SEGMENT_LOSSES = 1 << 20
 """To write one takes some 60 bytes of memory for each."""
-_DELETED_AT_ONCE = 1 << 12
+ROWS_A_RANGE = 64
+"""Rows that one op deletes, or that are copied at a time."""
 _HEAD = struct.Struct("<QQ")
 _CONTENT = struct.Struct("<BI")
 _END_OF_PART = b"\xff" * 5
@@ -165,7 +166,7 @@ class Segments:
         """Ops that give another run the same segment, in another place."""
         start, stop = prefix_range(self._part(segment.seq, segment.part))
         other = Segments(self._store, run_id)._part(seq, part)
-        while rows := self._store.scan(Table.SEGMENTS, start, stop, limit=_DELETED_AT_ONCE // 64):
+        while rows := self._store.scan(Table.SEGMENTS, start, stop, limit=ROWS_A_RANGE):
             for key, value in rows:
                 yield seal(Table.SEGMENTS, other + key[18:], unseal(self._place(segment.seq), key, value))
             start = rows[-1][0] + b"\0"
@@ -176,7 +177,7 @@ class Segments:
         start, stop = prefix_range(prefix)
         start += b"\0"
         while True:
-            keys = self._store.keys(Table.SEGMENTS, start, stop, limit=_DELETED_AT_ONCE)
+            keys = self._store.keys(Table.SEGMENTS, start, stop, limit=ROWS_A_RANGE)
             if not keys:
                 break
             yield DeleteRange(Table.SEGMENTS, keys[0], keys[-1] + b"\0")
@@ -232,7 +233,7 @@ def grouped(entries: Entries) -> Iterator[Losses]:
             raise ValueError(f"the history holds steps 0..2^32-1, not {step}")
         group.append((step, ids, losses))
         size += ids.size
-        if size >= _SEGMENT_LOSSES or place == len(entries) - 1:
+        if size >= SEGMENT_LOSSES or place == len(entries) - 1:
             steps = np.repeat(np.array([one[0] for one in group], np.uint32), [one[1].size for one in group])
             all_ids, all_losses = (
                 np.concatenate([one[1] for one in group]).astype(np.int64),

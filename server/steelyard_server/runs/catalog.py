@@ -36,7 +36,7 @@ from steelyard_server.runs.spec import NAME, RunSpec, parse_spec
 from steelyard_server.runs.state import Attempts, RunState
 
 _COPIED_BYTES = 1 << 20
-"""Of a history, in one commit."""
+"""Of a fork's history and columns, in one commit."""
 _TELL_SECONDS = 60.0
 """How long a dataset's change waits for its runs to know it."""
 
@@ -313,10 +313,12 @@ class Catalog:
         created = RunCreated(state.spec.model_dump(mode="json"), state.examples.size)
         log = self._open_log(row)
         try:
-            for copied in parts(parent.copy_history(log, seq), _COPIED_BYTES):
-                self._check_room(f"the history of run {new_name!r}", copied)
-                self._store.commit(copied)
-            began = [*self._registry.put_run(row), *log.adopt(created, state)]
+            loose, began = log.adopt(created, state)
+            for ops in (parent.copy_history(log, seq), loose):
+                for part in parts(ops, _COPIED_BYTES):
+                    self._check_room(f"the history and columns of run {new_name!r}", part)
+                    self._store.commit(part)
+            began = [*self._registry.put_run(row), *began]
             self._check_room(f"run {new_name!r}", began)
             self._store.commit(began)
         except StoreFull:

@@ -28,7 +28,7 @@ from steelyard_server.core.events import (
     StepClosed,
 )
 from steelyard_server.history.checkpoints import Checkpoint, Checkpoints
-from steelyard_server.history.chunks import CHUNK
+from steelyard_server.history.chunks import CHUNK, chunk_count
 from steelyard_server.history.errors import RecordDamaged
 from steelyard_server.history.journal import Journal
 from steelyard_server.history.losses import LossHistory
@@ -231,19 +231,24 @@ class RunLog:
         """Gives a run that is about to begin the history that this one had at its checkpoint at record `seq`."""
         return self._history.copy_to(other.journal.run_id, seq, _FIRST_CHECKPOINT)
 
-    def adopt(self, created: RunCreated, state: RunState) -> list[Op]:
-        """Begins this run with `state`; the history that it comes with must have been copied and be durable."""
-        ops, _ = self.journal.append([created])
-        seq = self.journal.next_seq
-        saved = snapshot.take(state)
-        everything = dict.fromkeys(saved.columns)
-        ops = [
-            *ops,
-            *self._checkpoints.save(
-                seq, state.next_step, self.journal.chain, saved.meta, saved.blobs, saved.columns, everything
-            ),
-        ]
-        return [*ops, *self._history.append(seq, _plain(state.unsaved_history), 0, beside=True)]
+    def adopt(self, created: RunCreated, state: RunState) -> tuple[Iterator[Op], Sequence[Op]]:
+        """Begins this run with `state`: ops that count for nothing, one by one, and those by which it then begins. The
+        history that it comes with must have been copied and be durable before the first of them is asked for."""
+        began, _ = self.journal.append([created])
+        seq, saved = self.journal.next_seq, snapshot.take(state)
+
+        def loose() -> Iterator[Op]:
+            yield from self._history.append(seq, _plain(state.unsaved_history), 0, beside=True)
+            for name, values in saved.columns.items():
+                for index in range(chunk_count(values.size)):
+                    yield self._checkpoints.chunk(
+                        seq, name, index, values[index * CHUNK : (index + 1) * CHUNK]
+                    )
+
+        row = self._checkpoints.row(
+            seq, state.next_step, self.journal.chain, saved.meta, saved.blobs, saved.columns
+        )
+        return loose(), [*began, row]
 
     # ---- queries ----
 

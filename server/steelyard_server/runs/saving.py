@@ -11,11 +11,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from steelyard_server.allocator import give_back
-from steelyard_server.history.ops import Op, weight
+from steelyard_server.history.ops import Delete, DeleteRange, Op, weight
+from steelyard_server.history.segments import ROWS_A_RANGE
 from steelyard_server.history.store import Store
 
 _REST = 0.5
 """Of the time that a step took, what is rested before the next: others want the processor and the disk too."""
+
+_BYTES_A_DELETED_ROW = 128
+"""As which it counts in a part: by the time that it takes."""
 
 
 class StoppedError(Exception):
@@ -76,9 +80,15 @@ def parts(ops: Iterable[Op], part_bytes: int) -> Iterator[Sequence[Op]]:
     size = 0
     for op in ops:
         part.append(op)
-        size += weight(op)
+        size += _weight(op)
         if size >= part_bytes:
             yield part
             part, size = [], 0
     if part:
         yield part
+
+
+def _weight(op: Op) -> int:
+    if isinstance(op, DeleteRange):
+        return ROWS_A_RANGE * _BYTES_A_DELETED_ROW
+    return _BYTES_A_DELETED_ROW if isinstance(op, Delete) else weight(op)

@@ -6,6 +6,7 @@ that it folds on the way, `apply` of that same event folds again in a replay.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -298,7 +299,8 @@ class RunState:
         added = event.size - self.examples.size
         self.examples.size = event.size
         for name in list(self.examples.columns):
-            self.examples.columns[name] = _longer(self.examples.columns.pop(name), added)
+            alone = not self._is_frozen(name)
+            self.examples.columns[name] = _longer(self.examples.columns.pop(name), added, in_place=alone)
             flags = np.ones(-(-event.size // COLUMN_CHUNK), np.bool_)
             flags[: len(self.dirty[name]) - 1] = self.dirty[name][:-1]
             self.dirty[name] = flags
@@ -420,9 +422,12 @@ class RunState:
 
     def _keep(self, name: str, ids: Ids) -> None:
         """To be called before a column changes at `ids`: a save under way may want the values as they were."""
-        frozen = self.frozen.get(name)
-        if frozen is not None and frozen.values is self.examples.columns[name]:
-            frozen.keep(ids)
+        if self._is_frozen(name):
+            self.frozen[name].keep(ids)
+
+    def _is_frozen(self, name: str) -> bool:
+        """Whether a save under way reads this very column."""
+        return name in self.frozen and self.frozen[name].values is self.examples.columns[name]
 
     def _mark(self, name: str, ids: Ids) -> None:
         self.dirty[name][ids // COLUMN_CHUNK] = True
@@ -440,12 +445,13 @@ class RunState:
         self.peek_drawer().check()
 
 
-def _longer(column: Float32s, added: int) -> Float32s:
-    """`column` with so many NaN behind it: in place where nobody else has it, so that it is not there twice."""
+def _longer(column: Float32s, added: int, *, in_place: bool) -> Float32s:
+    """`column` with so many NaN behind it: where nobody else has it, in place, so that it is not there twice."""
     size = len(column)
-    try:
-        column.resize(size + added)
-    except ValueError:
-        return np.concatenate([column, np.full(added, np.nan, np.float32)])
-    column[size:] = np.nan
-    return column
+    if in_place:
+        # Refused where somebody has it all the same, as far as Python knows.
+        with contextlib.suppress(ValueError):
+            column.resize(size + added)
+            column[size:] = np.nan
+            return column
+    return np.concatenate([column, np.full(added, np.nan, np.float32)])
