@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import pytest
 
 import steelyard
 from steelyard.testing import server
+from steelyard_server.history.errors import StoreFailed
 from steelyard_server.history.ops import Put, Table
 from steelyard_server.history.registry import Registry
 from steelyard_server.history.store import Store
 from steelyard_server.runs import frozen_column, journaled, snapshot
 from steelyard_server.runs.frozen_column import FrozenColumn
+from steelyard_server.runs.journaled import Journaled
 from steelyard_server.runs.log import RunLog
 
 LONG = 60.0
@@ -228,6 +231,34 @@ def test_a_run_that_is_deleted_while_it_is_saved_leaves_nothing(tmp_path: Path, 
         assert left == [Table.META, Table.DATASETS]
     finally:
         store.close()
+
+
+def test_a_run_that_is_lost_while_its_save_hangs_comes_back_once_that_ends(
+    tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journaled, "_STOP_SECONDS", 0.1)
+    with server(tmp_path, **OFTEN) as client:
+        run, _ = begin(client, held)
+        before = run.history(np.arange(40))
+        with monkeypatch.context() as patch:
+            patch.setattr(Journaled, "_apply", planted)
+            with pytest.raises(steelyard.SteelyardError, match="planted"):
+                run.observe([1], [1.0])
+        with pytest.raises(steelyard.Unavailable, match="not loaded yet"):
+            run.history([1])
+        held.go_on()
+        assert held.row.wait(LONG)
+        deadline = time.monotonic() + LONG
+        while True:
+            try:
+                assert run.history(np.arange(40)) == before
+                break
+            except steelyard.Unavailable:
+                assert time.monotonic() < deadline, "the run did not come back"
+
+
+def planted(*_: object) -> None:
+    raise StoreFailed("planted")
 
 
 @pytest.mark.parametrize("many", [8, 10**9])

@@ -101,6 +101,7 @@ class RunState:
         else:
             self._take_columns(columns)
         self._drawer: Drawer | None = None
+        self._peeked: Drawer | None = None
         self.drawer_state: Mapping[str, Any] | None = None
 
     def _take_policy(self, policy: Policy) -> None:
@@ -113,10 +114,8 @@ class RunState:
     def drawer(self) -> Drawer:
         """Built by the first event that needs it, never by a query: its state depends on when that is."""
         if self._drawer is None:
-            self._drawer = self.policy.draw.drawer(
-                self.examples, seed=self.spec.seed, batch_size=self.spec.batch_size, state=self.drawer_state
-            )
-            self.drawer_state = None
+            self._drawer = self.peek_drawer()
+            self._peeked, self.drawer_state = None, None
         return self._drawer
 
     # ---- what the actor asks ----
@@ -140,13 +139,15 @@ class RunState:
         return self.policy.draw.too_small(drawable, self.spec.batch_size)
 
     def peek_drawer(self) -> Drawer:
-        """A drawer to ask, not to draw from: the run's own, or one made for the question. O(size) then."""
+        """A drawer to ask, not to draw from: the run's own, or what will be that if no column changes before. O(size)
+        the first time."""
         if self._drawer is not None:
             return self._drawer
-        spec = self.spec
-        return self.policy.draw.drawer(
-            self.examples, seed=spec.seed, batch_size=spec.batch_size, state=self.drawer_state
-        )
+        if self._peeked is None:
+            self._peeked = self.policy.draw.drawer(
+                self.examples, seed=self.spec.seed, batch_size=self.spec.batch_size, state=self.drawer_state
+            )
+        return self._peeked
 
     def get_drawer_state(self) -> Mapping[str, Any] | None:
         """None while no event has needed the drawer."""
@@ -279,7 +280,7 @@ class RunState:
         if self.policy.draw != draw_before:
             self._add_columns()
             self._drop_columns()
-            self._drawer, self.drawer_state = None, None
+            self._drawer, self._peeked, self.drawer_state = None, None, None
         self._advance()
 
     def _apply_column(self, event: ColumnSet) -> None:
@@ -288,6 +289,7 @@ class RunState:
             return
         # One that waits in a snapshot as its state must hear of the change too; one not needed yet reads it later.
         drawer = self.drawer if self.get_drawer_state() is not None else None
+        self._peeked = None
         self._keep(event.name, event.ids)
         column[event.ids] = event.values
         self._mark(event.name, event.ids)
