@@ -13,6 +13,7 @@ from steelyard_server.runs import journaled
 
 SCORED = {"method": "scored", "score": "ema_loss", "transform": "power", "alpha": 1.0, "floor": 0.1}
 SIZE = 300
+_LOOSE = (Table.CHUNKS, Table.HISTORY, Table.SEGMENTS)
 
 
 def train(run, steps):
@@ -57,7 +58,7 @@ def broken_off(monkeypatch, error, parts):
     commit, count, broken = Store.commit, [0], []
 
     def commit_some(self, ops, *, frees=False):
-        versions = [op for op in ops if isinstance(op, Put) and op.table in (Table.CHUNKS, Table.HISTORY)]
+        versions = [op for op in ops if isinstance(op, Put) and op.table in _LOOSE]
         row = [op for op in ops if isinstance(op, Put) and op.table is Table.CHECKPOINTS]
         if versions or row:
             count[0] += 1

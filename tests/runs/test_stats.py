@@ -50,7 +50,11 @@ def test_questions_before_the_first_draw_make_what_it_draws_from_once(made: list
 
 
 def test_a_question_changes_no_batch_whatever_comes_behind_it() -> None:
-    changes = [column(np.arange(SIZE) % 7), e.IdsRetired(np.array([3, 4])), e.DatasetGrown(SIZE + 5)]
+    changes: list[e.Event] = [
+        column(np.arange(SIZE) % 7),
+        e.IdsRetired(np.array([3, 4])),
+        e.DatasetGrown(SIZE + 5),
+    ]
     for place in range(len(changes) + 1):
         asked, calm = fresh(), fresh()
         for number, change in enumerate([*changes, None]):

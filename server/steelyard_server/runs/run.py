@@ -36,7 +36,7 @@ _log = logger(__name__)
 _CALL_SECONDS = 30.0
 _TRIES = 3
 _LONG_CALL_SECONDS = 300.0
-"""For calls that read the journal from a checkpoint on."""
+"""For calls that read the journal from a checkpoint on, or that may weigh every example anew."""
 
 
 class Run:
@@ -133,7 +133,7 @@ class Run:
         return JournalReader(self._name, self._open_log().journal)
 
     def observe(self, step: int | None, ids: Ids, signals: Mapping[str, Float32s]) -> None:
-        self._call(lambda: self._owner.observe(step, ids, signals))
+        self._call(lambda: self._owner.observe(step, ids, signals), _LONG_CALL_SECONDS)
 
     def close_step(self, step: int) -> None:
         self._call(lambda: self._serving.close_step(step, "owner"))

@@ -107,9 +107,15 @@ def leaves_of(scores: Float32s, rule: int, factor: float, scale: float, leaves: 
     top, values = -np.inf, np.empty(BLOCK, np.float64)
     for start in range(0, scores.size, BLOCK):
         count = min(BLOCK, scores.size - start)
+        known = 0
         for i in range(count):
             score = np.float64(scores[start + i])
             values[i] = score
+            known += not np.isnan(score)
             top = score if score > top else top
-        fill(values, count, rule, factor, scale, leaves, start)
+        if known:
+            fill(values, count, rule, factor, scale, leaves, start)
+        else:
+            # Mostly so in a run that is new.
+            leaves[start : start + count] = _UNSEEN
     return greatest(top, rule, factor)
