@@ -160,9 +160,17 @@ def _restart(life: Life, name: str, server: ServerProcess) -> None:
     life.seconds[name.replace("the first batch", "its first answer")] = time.perf_counter() - start
     with _watched(server.pid) as peak:
         run = server.client(timeout=_WAIT_SECONDS).run("r")
+        drawn = run.info().next_step
         with run.join(timeout=_WAIT_SECONDS) as session:
-            session.next()
-        life.seconds[name] = time.perf_counter() - start
+            losses = np.random.default_rng(0).random(session.batch_size, np.float32)
+            batch = session.next()
+            life.seconds[name] = time.perf_counter() - start
+            while batch.step < drawn:
+                session.report_async(batch, losses)
+                batch = session.next()
+        life.seconds[name.replace("the first batch", "the first one drawn anew")] = (
+            time.perf_counter() - start
+        )
         life.recovered = anonymous(server.pid)
         life.peak_recovering = max(life.peak_recovering, peak())
 
