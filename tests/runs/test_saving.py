@@ -14,14 +14,17 @@ import pytest
 
 import steelyard
 from steelyard.testing import server
+from steelyard_server.core.events import DatasetGrown
 from steelyard_server.history.errors import StoreFailed
 from steelyard_server.history.ops import Put, Table
 from steelyard_server.history.registry import Registry
 from steelyard_server.history.store import Store
 from steelyard_server.runs import frozen_column, journaled, snapshot
+from steelyard_server.runs.frozen import freeze
 from steelyard_server.runs.frozen_column import FrozenColumn
 from steelyard_server.runs.journaled import Journaled
 from steelyard_server.runs.log import RunLog
+from steelyard_server.runs.state import RunState
 
 LONG = 60.0
 SIZE = 3 * 65536 + 100
@@ -309,3 +312,24 @@ def test_a_frozen_column_is_what_it_was_while_another_thread_writes_without_a_pa
         over.set()
         writer.join(LONG)
     assert (values != before).any()
+
+
+def test_a_column_grows_in_place_unless_a_save_reads_it(make_run: Callable[..., RunState]) -> None:
+    state = make_run(40, draw=SCORED)
+    [name, *_] = state.examples.columns
+    column = state.examples.columns[name]
+    state.apply(DatasetGrown(50))
+    # Whoever refers to it: that is not how it is known whether somebody reads it.
+    assert state.examples.columns[name] is column
+    frozen = freeze(state, 1, b"")
+    frozen.begin(state)
+    before = column.tobytes()
+    state.apply(DatasetGrown(60))
+    grown = state.examples.columns[name]
+    assert grown is not column
+    assert column.tobytes() == before
+    state.apply(DatasetGrown(70))
+    assert state.examples.columns[name] is grown
+    assert frozen.columns[name].read(0, 50).tobytes() == before
+    frozen.end(state, saved=False)
+    state.check()

@@ -6,7 +6,6 @@ that it folds on the way, `apply` of that same event folds again in a replay.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -301,8 +300,9 @@ class RunState:
         added = event.size - self.examples.size
         self.examples.size = event.size
         for name in list(self.examples.columns):
+            # Columns are the state's own, and given to nobody but a save under way.
             alone = not self._is_frozen(name)
-            self.examples.columns[name] = _longer(self.examples.columns.pop(name), added, in_place=alone)
+            self.examples.columns[name] = _longer(self.examples.columns[name], added, in_place=alone)
             flags = np.ones(-(-event.size // COLUMN_CHUNK), np.bool_)
             flags[: len(self.dirty[name]) - 1] = self.dirty[name][:-1]
             self.dirty[name] = flags
@@ -448,12 +448,12 @@ class RunState:
 
 
 def _longer(column: Float32s, added: int, *, in_place: bool) -> Float32s:
-    """`column` with so many NaN behind it: where nobody else has it, in place, so that it is not there twice."""
+    """`column` with so many NaN behind it; `in_place`, nobody reads a part of it meanwhile, so that it is not there
+    twice."""
     size = len(column)
-    if in_place:
-        # Refused where somebody has it all the same, as far as Python knows.
-        with contextlib.suppress(ValueError):
-            column.resize(size + added)
-            column[size:] = np.nan
-            return column
+    if in_place and column.flags.owndata:
+        # NumPy's own count of who refers to it differs between versions of Python: it misses some, and refuses others.
+        column.resize(size + added, refcheck=False)
+        column[size:] = np.nan
+        return column
     return np.concatenate([column, np.full(added, np.nan, np.float32)])

@@ -33,8 +33,8 @@ class Drawn:
 class Examples:
     """The per-example state that a draw may read.
 
-    `columns` holds float32[size] arrays, NaN where nothing is known, and exactly those that the policy asks for;
-    `retired` is sorted and unique.
+    `columns` holds float32[size] arrays, NaN where nothing is known, and exactly those that the policy asks for:
+    they grow in place, so nobody keeps a part of one. `retired` is sorted and unique.
     """
 
     size: int
