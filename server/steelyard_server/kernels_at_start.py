@@ -37,6 +37,7 @@ class Takeover:
 
     def __init__(self) -> None:
         self._stopped = threading.Event()
+        self._child: subprocess.Popen[str] | None = None
         self._thread = threading.Thread(target=self._run, name="kernels", daemon=True)
 
     def start(self) -> None:
@@ -44,17 +45,29 @@ class Takeover:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends it, and a child that compiles. Returns when both are gone; what was taken over stays."""
+        """Ends a child that compiles, and soon the rest; returns at once. What was taken over stays."""
         self._stopped.set()
+        child = self._child
+        if child is not None:
+            child.kill()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether its thread has ended within `seconds`. One that loads just then takes half a second."""
         if self._thread.is_alive():
-            self._thread.join(_COMPILE_SECONDS)
+            self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def finish(self) -> None:
         """Does it on the caller's thread, instead of `start`. NoCompiledKernelsError where it cannot be done."""
+        deadline = time.monotonic() + _COMPILE_SECONDS
         # The one before may compile for long, which is no reason to outlive a stop.
         while not _one_at_a_time.acquire(timeout=_POLL_SECONDS):
             if self._stopped.is_set():
                 return
+            if time.monotonic() > deadline:
+                raise NoCompiledKernelsError(
+                    f"another server of this process took them over for more than {_COMPILE_SECONDS:g} s"
+                )
         try:
             if kernels.active is plain:
                 self._take_over()
@@ -87,6 +100,7 @@ class Takeover:
             return False
         deadline = time.monotonic() + _COMPILE_SECONDS
         with _compiling() as child:
+            self._child = child
             while True:
                 try:
                     _, said = child.communicate(timeout=_POLL_SECONDS)
@@ -102,6 +116,8 @@ class Takeover:
                             f"compiling took more than {_COMPILE_SECONDS:g} s"
                         ) from None
                     return False
+        if self._stopped.is_set():
+            return False
         if child.returncode:
             lines = said.strip().splitlines() or [f"the compiling process exited with {child.returncode}"]
             raise NoCompiledKernelsError(lines[-1])

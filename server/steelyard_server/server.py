@@ -159,6 +159,8 @@ class Server:
         except StoreError as error:
             _log.error("store_still_busy", error=str(error))
             clean = False
+        # Last, of the time that is left: nothing that was promised depends on them.
+        self._kernels.wait(max(0.0, deadline - time.monotonic()))
         if self._settings.port_file is not None:
             self._settings.port_file.unlink(missing_ok=True)
         if self._started:

@@ -19,6 +19,8 @@ import pytest
 
 import steelyard.testing
 from steelyard_server import kernel_cache, kernels_at_start
+from steelyard_server.config import Settings
+from steelyard_server.server import Server
 
 SECONDS = 100
 
@@ -255,10 +257,38 @@ def test_a_takeover_that_waits_for_another_one_stops_at_once() -> None:
     with kernels_at_start._one_at_a_time:
         takeover = kernels_at_start.Takeover()
         takeover.start()
-        stopping = threading.Thread(target=takeover.stop)
-        stopping.start()
-        stopping.join(10)
-        assert not stopping.is_alive()
+        takeover.stop()
+        assert takeover.wait(10)
+
+
+def test_a_server_stops_within_its_grace_and_in_order_while_kernels_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, go_on = threading.Event(), threading.Event()
+
+    def load(place: Path) -> None:
+        loading.set()
+        assert go_on.wait(SECONDS)
+
+    # Of another server of this process, and of this one: of each the lock would be waited for.
+    monkeypatch.setattr(kernel_cache, "is_complete", lambda place: True)
+    monkeypatch.setattr(kernels_at_start, "_load", load)
+    monkeypatch.setattr(kernels_at_start.kernels, "active", kernels_at_start.plain)
+    settings = [
+        Settings(data_dir=tmp_path / name, listen="127.0.0.1:0", kernels="auto", grace_seconds=2)
+        for name in "ab"
+    ]
+    servers = [Server(setting) for setting in settings]
+    try:
+        for server in servers:
+            server.start()
+        assert loading.wait(SECONDS)
+        assert [server.stop() for server in servers] == [True, True]
+        assert not go_on.is_set()
+        assert any(thread.name == "kernels" for thread in threading.enumerate())
+    finally:
+        go_on.set()
+        assert all(server._kernels.wait(SECONDS) for server in servers)
 
 
 # A process that forks while a server in it imports numba, and what becomes of a child that imports numba too.
@@ -279,6 +309,7 @@ FORK = """
         os._exit(0)
     print(json.dumps({"status": os.waitpid(child, 0)[1]}))
     takeover.stop()
+    assert takeover.wait(60)
 """
 
 
