@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from steelyard_server.core.events import LossesReported, RunCreated, SignalsObserved
+from steelyard_server.core.events import AttemptBegan, LossesReported, RunCreated, SignalsObserved
 from steelyard_server.history.losses import LossHistory
 from steelyard_server.history.ops import Table, prefix_range, u64
 from steelyard_server.history.store import Store
@@ -130,6 +130,95 @@ def test_a_run_that_cannot_be_read_while_it_is_still_saved_is_read_when_it_is(
             life.run.state()
     held.go_on.set()
     assert life.run.state().folded_reports == 1
+
+
+def test_work_for_which_no_thread_can_be_had_is_done_later(
+    make_life: Callable[..., Life], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journaled, "_RETRY_SECONDS", 0.0)
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name in (SAVING, REMOVING):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    life = make_life()
+    life.observe(EVERYTHING, 1.0)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            life.begin()
+            life.hear()
+            assert not life.run.state().frozen
+            # It goes back nevertheless.
+            life.run.check_step(0)
+        life.begin()
+        life.hear()
+    assert saved_at(life.log())
+    assert life.lost == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        life.observe(EVERYTHING, 2.0)
+        life.run.checkpoint()
+    assert life.lost == 0
+
+
+def save(life: Life) -> None:
+    life.run.checkpoint_if_due()
+
+
+def remove(life: Life) -> None:
+    life.run.checkpoint_if_due()
+    life.hear()
+    life.begin()
+
+
+GOING_BACK: list[tuple[str, Callable[[Life], object], Callable[[Life], object]]] = [
+    (SAVING, save, lambda life: life.run.rewind(0, AttemptBegan("", 0, 0))),
+    (REMOVING, remove, lambda life: life.run.check_step(0)),
+    (SAVING, save, lambda life: life.run.checkpoint()),
+]
+
+
+@pytest.mark.parametrize(("thread", "begin", "wait"), GOING_BACK)
+def test_what_was_reported_is_durable_before_a_run_waits_for_what_is_done_beside_it(
+    make_life: Callable[..., Life],
+    monkeypatch: pytest.MonkeyPatch,
+    thread: str,
+    begin: Callable[[Life], object],
+    wait: Callable[[Life], object],
+) -> None:
+    life = make_life()
+    life.observe(EVERYTHING, 1.0)
+    held = Held(monkeypatch, thread, 0)
+    begin(life)
+    assert held.reached.wait(LONG)
+    told = threading.Event()
+    life.run.write([life.run.state().draw()]).then(told.set)
+    waiting = threading.Thread(target=wait, args=[life])
+    waiting.start()
+    try:
+        assert told.wait(LONG / 3)
+    finally:
+        held.go_on.set()
+        waiting.join(LONG)
+
+
+def test_what_was_reported_is_durable_before_a_run_that_goes_back_waits_for_a_fork(
+    make_life: Callable[..., Life],
+) -> None:
+    life = make_life()
+    life.observe(EVERYTHING, 1.0)
+    let_go, told = life.run.hold_past(), threading.Event()
+    life.run.write([life.run.state().draw()]).then(told.set)
+    going_back = threading.Thread(target=life.run.rewind, args=[0, AttemptBegan("", 0, 0)])
+    going_back.start()
+    try:
+        assert told.wait(LONG / 3)
+    finally:
+        let_go()
+        going_back.join(LONG)
 
 
 def test_a_fork_that_began_before_losses_were_merged_has_them_all(

@@ -24,7 +24,7 @@ from steelyard_server.runs.durable import Durable
 from steelyard_server.runs.errors import Unavailable, Unready
 from steelyard_server.runs.holds import Holds
 from steelyard_server.runs.log import Pruning, RunLog
-from steelyard_server.runs.saving import StoppedError, Work, commits
+from steelyard_server.runs.saving import NotBegunError, StoppedError, Work, commits
 from steelyard_server.runs.state import RunState
 
 _PART_BYTES = 1 << 18
@@ -39,7 +39,7 @@ _STOP_SECONDS = 60.0
 _SAVE_SECONDS = 600.0
 """How long is waited for a whole save; a column of 4 GB takes some ten."""
 _RETRY_SECONDS = 10.0
-"""From a checkpoint that found no room to the next try."""
+"""From a checkpoint that found no room, or work that found no thread, to the next try."""
 
 _NAMED = 8
 """How many bookmarks a message names."""
@@ -94,7 +94,7 @@ class Journaled:
         self._work: Work | None = None
         self._pruned = threading.Event()
         self._pruned.set()
-        self._no_checkpoint_before = self._last_checkpoint
+        self._no_checkpoint_before = self._no_work_before = self._last_checkpoint
 
     # ---- reading ----
 
@@ -139,6 +139,8 @@ class Journaled:
 
     def check_step(self, step: int) -> None:
         """Unready where the run cannot go back to `step`."""
+        if not self._pruned.is_set():
+            self.hand_over()
         if not self._pruned.wait(_STOP_SECONDS):
             raise Unavailable(
                 f"run {self.name!r}: what is no longer retained was not removed within {_STOP_SECONDS:.0f} s; try again"
@@ -220,6 +222,8 @@ class Journaled:
     def rewind(self, step: int, then: AttemptBegan, *, policy: Policy | None = None) -> None:
         """Takes the run back to `step` and goes on with `then`, and with `policy` where one is given, else with that
         of then. All of it is durable, or nothing. Waits for those who read what it undoes; Unavailable after 60 s."""
+        # What a turn has gathered does not wait with it.
+        self.hand_over()
         self._holds.await_none(self.name)
         self.stop_work()
         self.settle()
@@ -241,10 +245,11 @@ class Journaled:
         _log.info("run_rewound", run=self.name, step=step, bookmarks_undone=gone)
 
     def checkpoint(self) -> None:
-        """Saves the state, removes what is no longer retained, and waits for both."""
+        """Saves the state, removes what is no longer retained, and waits for both. Without room in the store, or a
+        thread, it is not saved: the journal has it all."""
         self._await_work()
         error = self._wait_for(self._save(_PARTS_AT_ONCE * _PART_BYTES))
-        if error is not None and not isinstance(error, StoreFull):
+        if error is not None and not isinstance(error, StoreFull | NotBegunError):
             raise error
         self._await_work()
         self.prune()
@@ -258,9 +263,9 @@ class Journaled:
 
     def checkpoint_if_due(self) -> None:
         """Begins a checkpoint where one is due, beside the run; or to remove what is no longer retained."""
-        if self._work is not None:
-            return
         now = self._clock()
+        if self._work is not None or now < self._no_work_before:
+            return
         bound = 0 if now - self._last_checkpoint > self._rule.seconds else self._rule.journal_bytes
         if now >= self._no_checkpoint_before and self._bytes_since_checkpoint > bound:
             self._begin(self._save(_PART_BYTES))
@@ -350,6 +355,8 @@ class Journaled:
             yield from commits(self._store, fence, log.unread(pruning), part_bytes, frees=True)
 
         def end(error: BaseException | None) -> None:
+            # Also where not even the first step was made.
+            self._pruned.set()
             if isinstance(error, StoppedError):
                 self._prune_wanted = True
             elif error is not None:
@@ -365,6 +372,7 @@ class Journaled:
     def _await_work(self) -> None:
         """Waits for what is done beside the run, if anything is."""
         if self._work is not None:
+            self.hand_over()
             self._wait_for(self._work)
 
     def _wait_for(self, work: Work, seconds: float = _SAVE_SECONDS) -> BaseException | None:
@@ -381,6 +389,9 @@ class Journaled:
         """To be told on the run's thread, by whoever is first, that `work` has ended."""
         if self._work is work:
             self._work = None
+            if isinstance(work.error, NotBegunError):
+                _log.warning("work_put_off", run=self.name, error=str(work.error))
+                self._no_work_before = self._clock() + _RETRY_SECONDS
             work.end(work.error)
 
     # ---- inside ----

@@ -210,8 +210,7 @@ class Run:
 
     def _lost(self) -> None:
         why = self._store.full or "join again"
-        self._serving.end_streams(Unavailable(f"run {self._name!r} could not be written; {why}"))
-        self._serving.forget()
+        self._serving.lost(Unavailable(f"run {self._name!r} could not be written; {why}"))
 
     def _replaced(self) -> None:
         self._serving.forget()

@@ -26,6 +26,10 @@ class StoppedError(Exception):
     """The work was broken off because it was asked to."""
 
 
+class NotBegunError(StoppedError):
+    """The work was not begun: no thread could be had for it."""
+
+
 class Work:
     """One piece of work. `on_end` is called on its thread; where nobody waits, it must see to it that `end` is."""
 
@@ -40,7 +44,11 @@ class Work:
         self._done = threading.Event()
 
     def start(self, on_end: Callable[[], object]) -> None:
-        threading.Thread(target=self._run, args=(on_end,), name=self.name, daemon=True).start()
+        """Where no thread can be had, it ends at once, by NotBegunError."""
+        try:
+            threading.Thread(target=self._run, args=(on_end,), name=self.name, daemon=True).start()
+        except RuntimeError as error:
+            self._ended(NotBegunError(f"{self.name} was not begun: {error}"), on_end)
 
     def stop(self) -> None:
         """It ends after the step that it is at; the first one is always made."""
@@ -52,19 +60,24 @@ class Work:
         return self._done.wait(seconds)
 
     def _run(self, on_end: Callable[[], object]) -> None:
+        error: BaseException | None = None
         try:
             started = time.monotonic()
             for _ in self._steps:
                 if self._stopping.wait(self._rest * (time.monotonic() - started)):
                     raise StoppedError(f"{self.name} was broken off")
                 started = time.monotonic()
-        except BaseException as error:
-            self.error = error
+        except BaseException as raised:
+            error = raised
+        self._ended(error, on_end)
+        # What the work before has freed by now, and most of what this one has.
+        give_back()
+
+    def _ended(self, error: BaseException | None, on_end: Callable[[], object]) -> None:
+        self.error = error
         self._steps = iter(())
         self._done.set()
         on_end()
-        # What the work before has freed by now, and most of what this one has.
-        give_back()
 
 
 def commits(store: Store, first: Op, ops: Iterable[Op], part_bytes: int, *, frees: bool) -> Iterator[None]:

@@ -64,6 +64,8 @@ class Serving:
         # Ranks with credit: those that may be sent a batch, and those that have all that are drawn.
         self._hungry: dict[Rank, None] = {}
         self._ahead: dict[Rank, None] = {}
+        # Streams without a seat that end when what they reported is durable.
+        self._leaving: dict[Outbox, None] = {}
 
     def forget(self) -> None:
         """The state was replaced: whatever was kept beside it belonged to the one before."""
@@ -89,6 +91,14 @@ class Serving:
         self._waited_since.clear()
         self._hungry.clear()
         self._ahead.clear()
+
+    def lost(self, error: Exception) -> None:
+        """The state was forgotten: also who has left may have reported what is not durable."""
+        self.end_streams(error)
+        for outbox in list(self._leaving):
+            outbox.end(error)
+        self._leaving.clear()
+        self.forget()
 
     def join(self, join: Join, outbox: Outbox) -> None:
         if self.draining:
@@ -198,7 +208,13 @@ class Serving:
             outbox.end(None)
             return
         self._unseat(rank)
-        self.guard(outbox, lambda: self._run.write([]).then(partial(outbox.end, None)))
+        self._leaving[outbox] = None
+        self.guard(outbox, lambda: self._run.write([]).then(partial(self._left, outbox)))
+
+    def _left(self, outbox: Outbox) -> None:
+        """On the writer's thread."""
+        self._leaving.pop(outbox, None)
+        outbox.end(None)
 
     def _unseat(self, rank: Rank) -> None:
         self.ranks.leave(rank.outbox)
@@ -394,4 +410,5 @@ class Serving:
         except Exception as error:
             if not isinstance(error, (RunError, StoreError)):
                 _log.exception("stream_failed", run=self._run.name)
+            self._leaving.pop(outbox, None)
             outbox.end(error)
