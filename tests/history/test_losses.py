@@ -20,7 +20,7 @@ from steelyard_server.history import losses as losses_module
 from steelyard_server.history import segments as segments_module
 from steelyard_server.history.errors import RecordDamaged
 from steelyard_server.history.losses import LossHistory
-from steelyard_server.history.ops import Put, Table, prefix_range, u64
+from steelyard_server.history.ops import Delete, Put, Table, prefix_range, u64
 from steelyard_server.history.ring import History
 from steelyard_server.history.store import Store
 
@@ -136,6 +136,16 @@ class Machine(RuleBasedStateMachine):
         self.twin, self.unsaved = copy.deepcopy(self.saved[at]), []
         self.seq = at + 1
 
+    @rule(share=st.floats(0, 1))
+    def sweep(self, share: float) -> None:
+        ops = list(self.history.sweep(max(self.saved)))
+        self.store.commit(ops[: int(share * len(ops))])
+
+    @rule()
+    def sweep_all(self) -> None:
+        self.store.commit(list(self.history.sweep(max(self.saved))))
+        assert list(self.history.sweep(max(self.saved))) == []
+
     @rule()
     def fork(self) -> None:
         at = max(self.saved)
@@ -147,7 +157,7 @@ class Machine(RuleBasedStateMachine):
         spans = [(table, *prefix_range(u64(2))) for table in (Table.HISTORY, Table.SEGMENTS)]
         for table, start, stop in spans:
             for key in self.store.keys(table, start, stop):
-                self.store.commit([segments_module.DeleteRange(table, key, key + b"\0")])
+                self.store.commit([Delete(table, key)])
 
     @invariant()
     def every_checkpoint_knows_what_was_folded_by_then(self) -> None:
@@ -192,6 +202,28 @@ def test_what_a_loss_costs_is_bounded_however_far_apart_the_ids_are(store: Store
         written += sum(len(op.key) + len(op.value) for op in ops if isinstance(op, Put))
         since = seq
     assert written / (59 * n) < (1 + losses_module.MERGE_COST) * 30
+
+
+def test_going_back_behind_a_merge_takes_few_ops_and_the_rest_goes_one_by_one(store: Store) -> None:
+    history, size = LossHistory(store, 1, 8), 50_000
+    save(store, history, 1, 0, np.arange(size), 1)
+    save(store, history, 2, 1, np.arange(size), 2)
+    store.commit(list(history.merge(2, size)))
+    merged = len(store.keys(Table.HISTORY, *prefix_range(u64(1))))
+    assert merged > 500
+    back = history.drop_after(1)
+    assert len(back) < 5
+    store.commit(back)
+    assert rows(history, 1, [7]) == [[(1, 7.0)]]
+    swept = list(history.sweep(1))
+    assert len(swept) >= merged
+    store.commit(swept[:100])
+    # Broken off there, what is left is read by nobody, and is gone when losses are merged again.
+    save(store, history, 3, 1, np.array([7]), 3)
+    assert rows(history, 3, [6, 7]) == [[(1, 6.0)], [(1, 7.0), (3, 0.0)]]
+    store.commit(list(history.merge(3, size)))
+    assert rows(history, 3, [6, 7]) == [[(1, 6.0)], [(1, 7.0), (3, 0.0)]]
+    assert len(store.keys(Table.HISTORY, *prefix_range(u64(1)))) == merged
 
 
 def test_segments_are_merged_when_that_pays(store: Store) -> None:

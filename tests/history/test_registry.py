@@ -85,7 +85,7 @@ def test_a_deleted_run_leaves_nothing_and_takes_nothing_of_its_neighbours(store:
         store.commit(History(store, run_id, 2).merge(1, np.array([1]), 0, np.zeros(1, np.float32)))
     doomed = registry.run("r3")
     assert doomed is not None
-    store.commit(registry.delete_run(doomed))
+    store.commit([*registry.delete_run(doomed), *registry.owned(doomed)])
     assert [run.name for run in registry.runs()] == ["r2", "r4"]
     for table in (Table.JOURNAL, Table.CHECKPOINTS, Table.CHUNKS, Table.HISTORY):
         owners = {int.from_bytes(key[:8], "big") for key in store.keys(table, b"\0", b"\xff")}
@@ -123,8 +123,8 @@ def test_what_belongs_to_nobody_is_found_and_nothing_else(store: Store) -> None:
         store.commit(checkpoints.save(2, 0, bytes(16), {}, {}, {"loss": column}, {}))
         store.commit(History(store, owner, 2).merge(2, np.array([1]), np.array([0], np.uint64), column[:1]))
     before = Journal(store, RUN.run_id).next_seq, len(Checkpoints(store, RUN.run_id).list())
-    store.commit(registry.remains([dataset], [RUN]))
-    assert registry.remains([dataset], [RUN]) == []
+    store.commit(list(registry.remains([dataset], [RUN])))
+    assert list(registry.remains([dataset], [RUN])) == []
     assert (
         (Journal(store, RUN.run_id).next_seq, len(Checkpoints(store, RUN.run_id).list())) == before == (2, 1)
     )

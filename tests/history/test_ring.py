@@ -97,7 +97,7 @@ def test_an_older_version_is_read_until_pruned_and_comes_back_when_the_newer_is_
     store.commit(history.prune([4]))
     assert rows(history, [1], 3) == [[]]
     assert rows(history, [1], 4) == [[(2, 0.0), (4, 0.0)]]
-    store.commit(history.drop_after(5))
+    store.commit(list(history.drop_after(5)))
     assert rows(history, [1]) == [[(2, 0.0), (4, 0.0)]]
 
 

@@ -14,8 +14,9 @@ import steelyard
 from steelyard.testing import server
 from steelyard_server.history.chunks import CHUNK
 from steelyard_server.history.errors import StoreFailed
-from steelyard_server.history.ops import Op, Put, Table, prefix_range, weight
+from steelyard_server.history.ops import Delete, Fence, Op, Put, Table, prefix_range, weight
 from steelyard_server.history.store import Store
+from steelyard_server.runs import catalog as catalog_module
 from steelyard_server.runs.catalog import Catalog
 from steelyard_server.runs.journaled import CheckpointRule
 from steelyard_server.runs.log import RunLog
@@ -24,6 +25,7 @@ from steelyard_server.runs.spec import parse_spec
 from steelyard_server.runs.state import RunState
 
 LONG = 30.0
+OF_RUNS = [table for table in Table if table not in (Table.META, Table.DATASETS, Table.RUNS)]
 
 
 @pytest.fixture
@@ -126,6 +128,42 @@ def test_a_fork_is_written_in_parts_between_which_others_have_their_turn(
         assert forked.column("last_loss").tobytes() == run.column("last_loss").tobytes()
         some = np.arange(0, BIG, 997)
         assert forked.history(some) == run.history(some)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_is_deleted_in_small_parts_and_is_gone_with_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    commit, parts = Store.commit, list[Sequence[Op]]()
+
+    def watched(store: Store, ops: Sequence[Op], *, frees: bool = False) -> None:
+        if ops and not any(isinstance(op, Put | Fence) for op in ops):
+            parts.append(ops)
+            if fails and len(parts) == 3:
+                raise StoreFailed("planted")
+        commit(store, ops, frees=frees)
+
+    def left(store: Store) -> int:
+        return sum(len(store.keys(table, b"\0", b"\xff" * 64)) for table in OF_RUNS)
+
+    monkeypatch.setattr(catalog_module, "_DELETED_BYTES", 1 << 13)
+    with server(tmp_path) as client:
+        big_run(client)
+    # Saved by now.
+    with server(tmp_path) as client:
+        monkeypatch.setattr(Store, "commit", watched)
+        client.delete_run("r")
+        assert client.list_runs() == []
+    monkeypatch.undo()
+    assert parts[0] == [Delete(Table.RUNS, b"r")]
+    assert len(parts) > 2
+    # No op is of more rows than are deleted in a moment, and no commit of many ops.
+    assert max(map(len, parts)) == 1
+    store = Store.open(tmp_path)
+    assert (left(store) > 0) == fails
+    Catalog(store, CheckpointRule(), 1 << 24).close(LONG)
+    assert left(store) == 0
+    store.close()
 
 
 @pytest.mark.parametrize("commits", [1, 6])

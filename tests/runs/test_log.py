@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,13 @@ from steelyard_server.history.codec import encode
 from steelyard_server.history.errors import RecordDamaged
 from steelyard_server.history.ops import Delete, Put, Table, u64
 from steelyard_server.history.store import Store
+from steelyard_server.runs import log as log_module
 from steelyard_server.runs import snapshot
 from steelyard_server.runs import spec as spec_module
 from steelyard_server.runs.changes import outliving
 from steelyard_server.runs.log import Past, RunLog
 from steelyard_server.runs.spec import RunSpec, parse_spec
-from steelyard_server.runs.state import RunState
+from steelyard_server.runs.state import HistoryEntry, RunState
 
 BATCH = 4
 SIZE = 40
@@ -458,3 +460,36 @@ def test_whatever_is_pruned_every_step_that_may_be_returned_to_is_as_in_a_log_th
             pair.do(action, number)
         pair.go_on(0)
         pair.check(pair.run.returnable())
+
+
+def test_losses_that_no_checkpoint_has_are_looked_through_together_however_many_saw_them(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "_LOSSES_AT_ONCE", 100)
+    rng, calls = np.random.default_rng(0), 0
+    unsaved = [
+        HistoryEntry(step, rng.integers(0, 50, 3).astype(np.uint32), rng.random(3, np.float32))
+        for step in range(5000)
+    ]
+    wanted = [
+        [
+            (entry.step, float(loss))
+            for entry in unsaved
+            for one, loss in zip(entry.ids, entry.losses, strict=True)
+            if one == example
+        ][-4:]
+        for example in (49, 3, 77, 3)
+    ]
+
+    def count(frame: object, event: str, _: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    log = RunLog(store, 1, 4)
+    sys.setprofile(count)
+    try:
+        found = log.history(np.array([49, 3, 77, 3]), unsaved)
+    finally:
+        sys.setprofile(None)
+    assert found == wanted
+    assert calls < 10 * len(unsaved)

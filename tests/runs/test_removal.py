@@ -3,6 +3,7 @@ to begin anew for it."""
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -14,8 +15,9 @@ import numpy.typing as npt
 import pytest
 
 from steelyard_server.core.events import AttemptBegan, LossesReported, RunCreated, SignalsObserved
+from steelyard_server.history.errors import StoreFull
 from steelyard_server.history.losses import LossHistory
-from steelyard_server.history.ops import Table, prefix_range, u64
+from steelyard_server.history.ops import Delete, Put, Table, prefix_range, u64
 from steelyard_server.history.store import Store
 from steelyard_server.runs import journaled
 from steelyard_server.runs.errors import Unavailable
@@ -266,3 +268,39 @@ def test_losses_for_which_there_is_no_room_are_not_merged_and_the_run_goes_on(
     ids = np.array([part[-1] for part in parts])
     known = life.run.log.history(ids, life.run.state().unsaved_history)
     assert known == [[(0, float(part[0]))] * (2 if number < 2 else 1) for number, part in enumerate(parts)]
+
+
+def test_a_merge_is_undone_where_others_fill_the_store_meanwhile(
+    make_life: Callable[..., Life], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journaled, "_PART_BYTES", 1 << 14)
+    life = make_life(most=16 << 20)
+    life.observe(EVERYTHING, 1.0)
+    life.run.checkpoint()
+    life.observe(EVERYTHING, 2.0)
+    held = Held(monkeypatch, REMOVING, 3)
+    life.begin()
+    life.hear()
+    life.begin()
+    assert held.reached.wait(LONG)
+    assert stored(life.store, Table.HISTORY)
+    filled = 0
+    with contextlib.suppress(StoreFull):
+        while True:
+            life.store.check_space(0, spare=True)
+            life.store.commit([Put(Table.META, b"filler %d" % filled, bytes(1 << 18))])
+            filled += 1
+    held.go_on.set()
+    life.hear()
+    assert stored(life.store, Table.HISTORY) == 0
+    assert life.lost == 0
+    life.store.check_space(0)
+    life.store.commit([Delete(Table.META, b"filler %d" % number) for number in range(filled)])
+    life.observe(EVERYTHING[:5], 3.0)
+    life.begin()
+    life.hear()
+    life.begin()
+    life.hear()
+    assert stored(life.store, Table.HISTORY)
+    known = life.run.log.history(np.array([0, 7]), life.run.state().unsaved_history)
+    assert known == [[(0, 1.0), (0, 2.0), (0, 3.0)], [(0, 1.0), (0, 2.0)]]

@@ -155,7 +155,7 @@ class Checkpoints:
         `seq`.
         """
         rows: Ops = [Delete(Table.CHECKPOINTS, self._key(*at)) for at in self.list() if at[0] > seq]
-        return rows + self._chunks.versions.drop_after(seq)
+        return [*rows, *self._chunks.versions.drop_after(seq)]
 
     def prune(self, keep: Collection[int]) -> Ops:
         """Ops that delete every checkpoint whose seq is not in `keep`, and the chunks that no kept one reads.

@@ -49,7 +49,7 @@ class LossHistory:
             return
         listing = self._segments.listing()
         if not (beside or since == seq):
-            yield self._segments.drop_after(since)
+            yield from self._segments.drop_after(since)
         if listing.base(since) is None:
             yield self._segments.mark(since, done=True)
         part = sum(one.seq == seq for one in listing.segments) if beside or since == seq else 0
@@ -72,8 +72,10 @@ class LossHistory:
 
     def merge(self, seq: int, examples: int) -> Iterator[Op]:
         """Ops that bring the segments up to the checkpoint at `seq` into the rows; they may be committed one by one, in
-        order, and those of a merge that was broken off count for nothing. Some 30 KB of memory a block.
+        order, and those of a merge that was broken off count for nothing. Holds the losses of 65 536 examples in memory
+        at a time, and their rows before and after: some 25 bytes for each loss that is kept or comes.
         """
+        yield from self.sweep_rows()
         listing = self._segments.listing()
         base, segments = listing.base(seq), listing.read_at(seq)
         yield self._segments.mark(seq, done=False)
@@ -149,13 +151,38 @@ class LossHistory:
             yield from self._segments.copy(segment, run_id, seq, part)
 
     def drop_after(self, seq: int) -> list[Op]:
-        """Ops that forget what came after the checkpoint at `seq`. Reads every key of the rows where a merge did."""
+        """Ops that forget what came after the checkpoint at `seq`: an op for each segment and merge. What they leave
+        nobody reads; `sweep` deletes it, or else the next `append` and `merge`."""
         if not self.size:
             return []
         listing = self._segments.listing()
-        marks = [*listing.merged, *listing.begun]
-        rows = self._rows.drop_after(seq) if not marks or max(marks) > seq else []
-        return [*rows, self._segments.drop_after(seq)]
+        later = [at for at in (*listing.merged, *listing.begun) if at > seq]
+        ops = [self._segments.unmark(at) for at in later]
+        ops += [self._segments.behead(one) for one in listing.segments if one.seq > seq]
+        older_program = listing.base(seq) is None and not self._rows.is_empty()
+        if older_program:
+            ops.append(self._segments.mark(seq, done=True))
+        if later or older_program:
+            # As of a merge that was begun: there are rows that are of none.
+            ops.append(self._segments.mark(seq + 1, done=False))
+        return ops
+
+    def sweep(self, seq: int) -> Iterator[Op]:
+        """Ops that delete what is of no checkpoint, one by one. `seq` is that of the newest."""
+        if self.size:
+            yield from self._segments.drop_after(seq)
+            yield from self.sweep_rows()
+
+    def sweep_rows(self) -> Iterator[Op]:
+        """Ops that delete what a merge wrote that was broken off or undone, one by one. Reads every key of the rows
+        where there was one."""
+        listing = self._segments.listing()
+        newest = max(listing.merged, default=None)
+        begun = [] if newest is None else [seq for seq in listing.begun if seq > newest]
+        if newest is not None and begun:
+            yield from self._rows.drop_after(newest)
+            # Last, so that one that is broken off is gone through again.
+            yield from (self._segments.unmark(seq) for seq in begun)
 
     def prune(self, keep: Sequence[int]) -> Iterator[Op]:
         """Ops that delete what no reader at a checkpoint of `keep`, which are all that there are, takes. Reads every

@@ -25,6 +25,7 @@ from .arrays import from_json, to_json
 from .chunks import CHUNK, Chunks, row_prefix
 from .errors import RecordDamaged
 from .ops import Delete, DeleteRange, Op, Put, Table, prefix_range, u64
+from .ranges import deletes
 from .sealed import seal, unseal
 from .store import Store
 
@@ -192,25 +193,24 @@ class Registry:
         return [seal(Table.RUNS, _name_key(run.name), row.SerializeToString(deterministic=True))]
 
     def delete_run(self, run: Run) -> list[Op]:
-        """Ops that delete the row and everything under the run's id. Its writers must have stopped."""
-        owned = prefix_range(u64(run.run_id))
-        return [
-            Delete(Table.RUNS, _name_key(run.name)),
-            *(DeleteRange(table, *owned) for table in _RUN_TABLES),
-        ]
+        """Ops that delete the row: what is under the run's id belongs to nobody then. Its writers must have stopped."""
+        return [Delete(Table.RUNS, _name_key(run.name))]
 
-    def remains(self, datasets: Sequence[Dataset], runs: Sequence[Run]) -> list[Op]:
-        """Ops that delete what belongs to nobody: what a fork had copied when it was killed, or a run whose creation
-        was given up and yet became durable. `datasets` and `runs` are all that there are, and nobody is creating more.
-        Reads one key for each owner.
+    def owned(self, run: Run) -> Iterator[Op]:
+        """Ops that delete everything under the run's id, one by one."""
+        for table in _RUN_TABLES:
+            yield from deletes(self._store, table, *prefix_range(u64(run.run_id)))
+
+    def remains(self, datasets: Sequence[Dataset], runs: Sequence[Run]) -> Iterator[Op]:
+        """Ops that delete what belongs to nobody, one by one: what a fork had copied when it was killed, what was left
+        of a run that was being deleted, or a run whose creation was given up and yet became durable. `datasets` and
+        `runs` are all that there are, and nobody is creating more. Reads one key for each owner.
         """
         owners = {*(dataset.dataset_id for dataset in datasets), *(run.run_id for run in runs)}
-        return [
-            DeleteRange(table, *prefix_range(u64(owner)))
-            for table in _RUN_TABLES
-            for owner in self._owners(table)
-            if owner not in owners
-        ]
+        for table in _RUN_TABLES:
+            for owner in self._owners(table):
+                if owner not in owners:
+                    yield from deletes(self._store, table, *prefix_range(u64(owner)))
 
     def _owners(self, table: Table) -> Iterator[int]:
         start = _EVERYTHING[0]

@@ -10,7 +10,7 @@ costs a page a chunk, and a chunk a few bytes over one page would cost two.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from steelyard_server.core.events import Float32s, Ids
 
 from .errors import RecordDamaged
-from .ops import Op, Put, Table
+from .ops import Op, Put, Table, prefix_range, u64
 from .store import Store
 from .versions import Versions
 
@@ -102,9 +102,12 @@ class History:
         """Keys and values, older versions included. Reads every one."""
         return self._versions.stored_bytes()
 
-    def drop_after(self, seq: int) -> list[Op]:
-        """Ops that forget every merge above `seq`. Reads every key of the run's history."""
+    def drop_after(self, seq: int) -> Iterator[Op]:
+        """Ops that forget every merge above `seq`, one by one. Reads every key of the run's history."""
         return self._versions.drop_after(seq)
+
+    def is_empty(self) -> bool:
+        return not self._versions.store.keys(Table.HISTORY, *prefix_range(u64(self._run_id)), limit=1)
 
     def prune(self, keep: Collection[int]) -> list[Op]:
         """Ops that delete what no reader at a seq of `keep` takes; the newest stays. Reads every key."""

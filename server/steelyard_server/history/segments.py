@@ -26,7 +26,8 @@ import numpy.typing as npt
 from steelyard_server.core.events import Float32s, Ids
 
 from .errors import RecordDamaged
-from .ops import DeleteRange, Op, Table, prefix_range, u64
+from .ops import Delete, Op, Table, prefix_range, u64
+from .ranges import ROWS_A_RANGE, deletes
 from .sealed import seal, unseal
 from .store import Store
 
@@ -37,8 +38,6 @@ BYTES_A_LOSS = 64
 
 SEGMENT_LOSSES = 1 << 20
 """To write one takes some 60 bytes of memory for each."""
-ROWS_A_RANGE = 64
-"""Rows that one op deletes, or that are copied at a time."""
 _HEAD = struct.Struct("<QQ")
 _CONTENT = struct.Struct("<BI")
 _END_OF_PART = b"\xff" * 5
@@ -174,22 +173,23 @@ class Segments:
     def drop(self, segment: Segment) -> Iterator[Op]:
         """Ops that delete a segment: its head last, so that what is left of it is found again."""
         prefix = self._part(segment.seq, segment.part)
-        start, stop = prefix_range(prefix)
-        start += b"\0"
-        while True:
-            keys = self._store.keys(Table.SEGMENTS, start, stop, limit=ROWS_A_RANGE)
-            if not keys:
-                break
-            yield DeleteRange(Table.SEGMENTS, keys[0], keys[-1] + b"\0")
-            start = keys[-1] + b"\0"
-        yield DeleteRange(Table.SEGMENTS, prefix, prefix + b"\0")
+        yield from deletes(self._store, Table.SEGMENTS, prefix + b"\0", prefix_range(prefix)[1])
+        yield self.behead(segment)
+
+    def behead(self, segment: Segment) -> Op:
+        """The op by which nobody finds the segment any more: what is left of it only takes room."""
+        return Delete(Table.SEGMENTS, self._part(segment.seq, segment.part))
 
     def unmark(self, seq: int) -> Op:
-        return DeleteRange(Table.SEGMENTS, u64(self._run_id, seq), u64(self._run_id, seq) + b"\0")
+        return Delete(Table.SEGMENTS, u64(self._run_id, seq))
 
-    def drop_after(self, seq: int) -> Op:
-        """The op that deletes marks and segments above `seq`. About a microsecond a row."""
-        return DeleteRange(Table.SEGMENTS, u64(self._run_id, seq + 1), prefix_range(u64(self._run_id))[1])
+    def drop_after(self, seq: int) -> Iterator[Op]:
+        """Ops that delete what there is of segments above `seq`, found or not, and no mark."""
+        start, stop = u64(self._run_id, seq + 1), prefix_range(u64(self._run_id))[1]
+        while keys := self._store.keys(Table.SEGMENTS, start, stop, limit=1):
+            at = int.from_bytes(keys[0][8:16], "big")
+            start = u64(self._run_id, at + 1)
+            yield from deletes(self._store, Table.SEGMENTS, u64(self._run_id, at) + b"\0", start)
 
     def stored_bytes(self) -> int:
         """Keys and values. Reads every one."""

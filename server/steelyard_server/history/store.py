@@ -318,11 +318,13 @@ class Store:
                 break
         return size
 
-    def check_space(self, size: int) -> None:
-        """StoreFull where there is no room for ops that take about `size` bytes, to be committed in parts."""
+    def check_space(self, size: int, *, spare: bool = False) -> None:
+        """StoreFull where there is no room for ops that take about `size` bytes, to be committed in parts. `spare`:
+        they can be done without, and leave what is kept for runs under way."""
         live, needed = self._live_bytes(), size + PATHS
-        if live + needed > self._room():
-            raise self._no_room(live, needed)
+        kept = headroom(self._max_map_size) if spare else reserve(self._max_map_size)
+        if live + needed > self._max_map_size - kept:
+            raise self._no_room(live, needed, kept)
 
     def check_headroom(self, what: str, ops: Sequence[Op]) -> None:
         """StoreFull where `ops`, which make something new, would take what is kept for what there is already.
@@ -466,11 +468,12 @@ class Store:
                 pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         return pages * int(self._env.stat()["psize"])
 
-    def _no_room(self, live: int, needed: int) -> StoreFull:
+    def _no_room(self, live: int, needed: int, kept: int | None = None) -> StoreFull:
+        kept = kept or reserve(self._max_map_size)
         return StoreFull(
             f"the store in {self._directory} is full: {live} bytes are used, what is to be written needs about "
-            f"{needed}, and of max_map_size_bytes ({self._max_map_size}) the last {reserve(self._max_map_size)} "
-            "are kept for deleting: delete runs or bookmarks, or raise max_map_size_bytes"
+            f"{needed}, and of max_map_size_bytes ({self._max_map_size}) the last {kept} "
+            "are kept for what matters more: delete runs or bookmarks, or raise max_map_size_bytes"
         )
 
     # Opening, reopening, letting go.

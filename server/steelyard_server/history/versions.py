@@ -54,14 +54,12 @@ class Versions:
         """Keys and values of every version. Reads each."""
         return self.store.size_of(self._table, *prefix_range(u64(self._owner)))
 
-    def drop_after(self, seq: int) -> list[Op]:
-        """Ops that delete every version above `seq`. Reads every key of the owner."""
-        return [
-            Delete(self._table, self._key(name, version))
-            for name, versions in self._groups()
-            for version in versions
-            if version > seq
-        ]
+    def drop_after(self, seq: int) -> Iterator[Op]:
+        """Ops that delete every version above `seq`, one by one. Reads every key of the owner."""
+        for name, versions in self._groups():
+            for version in versions:
+                if version > seq:
+                    yield Delete(self._table, self._key(name, version))
 
     def prune(self, keep: Sequence[int]) -> list[Op]:
         """Ops that delete the versions that no reader at a seq of `keep` takes. Newer ones than all of `keep`

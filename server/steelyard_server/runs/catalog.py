@@ -6,7 +6,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
@@ -37,6 +37,8 @@ from steelyard_server.runs.state import Attempts, RunState
 
 _COPIED_BYTES = 1 << 20
 """Of a fork's history and columns, in one commit."""
+_DELETED_BYTES = 1 << 20
+"""Some 8000 rows, in one commit."""
 _TELL_SECONDS = 60.0
 """How long a dataset's change waits for its runs to know it."""
 
@@ -250,6 +252,7 @@ class Catalog:
                     with self._lock:
                         self._rows[name] = row
                     raise
+                self._delete(self._registry.owned(row))
         _log.info("run_deleted", run=name)
 
     def observe(self, name: str, step: int | None, ids: Ids, signals: Mapping[str, Float32s]) -> None:
@@ -322,7 +325,7 @@ class Catalog:
             self._check_room(f"run {new_name!r}", began)
             self._store.commit(began)
         except StoreFull:
-            self._store.commit(self._registry.delete_run(row))
+            self._delete(self._registry.owned(row))
             raise
         with self._lock:
             self._rows[new_name] = row
@@ -345,15 +348,23 @@ class Catalog:
     # ---- inside ----
 
     def _sweep(self) -> None:
-        """Deletes what a crash left without an owner. Where that fails it only takes room, until the next start."""
-        ops = self._registry.remains([one.row for one in self._datasets.values()], list(self._rows.values()))
-        if not ops:
-            return
+        """Deletes what a crash left without an owner."""
+        datasets = [one.row for one in self._datasets.values()]
+        ranges = self._delete(self._registry.remains(datasets, list(self._rows.values())))
+        if ranges:
+            _log.info("remains_deleted", ranges=ranges)
+
+    def _delete(self, ops: Iterable[Op]) -> int:
+        """How many of `ops` were done; they delete what belongs to nobody. Where that fails it only takes room, until
+        the next start."""
+        done = 0
         try:
-            self._store.commit(ops)
-            _log.info("remains_deleted", ranges=len(ops))
+            for part in parts(ops, _DELETED_BYTES):
+                self._store.commit(part, frees=True)
+                done += len(part)
         except StoreError as error:
             _log.warning("remains_kept", error=str(error))
+        return done
 
     def _use(self) -> Use:
         with self._lock:

@@ -241,6 +241,7 @@ class Journaled:
         self._commit(self.log.rewind(past, events), frees=True)
         self._state = past.state
         self._on_replaced()
+        self._begin(self._sweep())
         self.take_news()
         _log.info("run_rewound", run=self.name, step=step, bookmarks_undone=gone)
 
@@ -344,11 +345,15 @@ class Journaled:
                 self._pruned.set()
             yield
             try:
-                self._store.check_space(log.bytes_of_merge(pruning))
-                yield from commits(self._store, fence, log.merge(pruning), part_bytes, frees=False)
+                self._store.check_space(log.bytes_of_merge(pruning), spare=True)
+                for _ in commits(self._store, fence, log.merge(pruning), part_bytes, frees=False):
+                    yield
+                    # Others may take the room that there was.
+                    self._store.check_space(part_bytes, spare=True)
             except StoreFull as error:
                 # The segments have it all; what is removed next may make the room.
                 _log.warning("merge_put_off", run=self.name, error=str(error))
+                yield from commits(self._store, fence, log.unmerge(), part_bytes, frees=True)
             if self._holds:
                 # Who began to read before the merge was done reads what it has made needless; who begins now does not.
                 raise StoppedError(f"a past of run {self.name!r} is being read")
@@ -364,6 +369,19 @@ class Journaled:
                 self._lost(log)
 
         return Work(f"the removal of what run {self.name!r} no longer retains", steps(), end)
+
+    def _sweep(self) -> Work:
+        """Deletes what going back has left of the history."""
+        log, fence = self.log, self.log.journal.fence()
+
+        def end(error: BaseException | None) -> None:
+            # What is left of it the next save and merge delete.
+            if error is not None and not isinstance(error, StoppedError):
+                _log.warning("sweep_failed", run=self.name, error=str(error))
+                self._lost(log)
+
+        steps = commits(self._store, fence, log.sweep(), _PART_BYTES, frees=True)
+        return Work(f"the removal of what run {self.name!r} has undone", steps, end)
 
     def _begin(self, work: Work) -> None:
         self._work = work

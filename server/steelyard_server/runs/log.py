@@ -43,6 +43,8 @@ from steelyard_server.runs.retention import BookmarkCost, Kept, Plan, plan
 from steelyard_server.runs.state import HistoryEntry, RunState
 
 _IDS_PER_PAGE = 65536
+_LOSSES_AT_ONCE = 1 << 18
+"""Looked through for some ids; some 40 bytes of memory for each."""
 _FIRST_CHECKPOINT = 1
 """The record of that of a fork: behind the one by which it was created."""
 _CHUNK_BYTES = 4 * CHUNK + 2 * 4096
@@ -177,6 +179,10 @@ class RunLog:
         due = self._history.merge_is_due(newest, pruning.examples)
         return self._history.bytes_of_merge(newest, pruning.examples) if due else 0
 
+    def unmerge(self) -> Iterator[Op]:
+        """Ops that delete, one by one, what a merge that was broken off has written; on any thread."""
+        yield from self._history.sweep_rows()
+
     def unread(self, pruning: Pruning) -> Iterator[Op]:
         """Ops that delete, one by one, what no checkpoint reads any more; on any thread. Reads every key of the run's
         checkpoints."""
@@ -219,13 +225,18 @@ class RunLog:
         return Past(state, cut, base, survivors, chain if start == cut else None)
 
     def rewind(self, past: Past, then: Sequence[Event]) -> list[Op]:
-        """Cuts the journal where `past` says and appends its survivors and the events `then`, all in these ops."""
+        """Cuts the journal where `past` says and appends its survivors and the events `then`, all in these ops. What
+        the history has of what was undone is then to be deleted by `sweep`."""
         self.saved_seq = past.base
         return [
             *self.journal.cut(past.cut, [*past.survivors, *then], chain=past.chain),
             *self._checkpoints.drop_after(past.cut),
             *self._history.drop_after(past.base),
         ]
+
+    def sweep(self) -> Iterator[Op]:
+        """Ops that delete, one by one, the losses that are of no checkpoint; on any thread, while none is saved."""
+        yield from self._history.sweep(self._checkpoints.newest_seq())
 
     def copy_history(self, other: RunLog, seq: int) -> Iterator[Op]:
         """Gives a run that is about to begin the history that this one had at its checkpoint at record `seq`."""
@@ -294,9 +305,16 @@ class RunLog:
         counts, steps, losses = self._history.read(ids, self.saved_seq)
         rows = _split_rows(counts, steps, losses)
         at = {int(example): number for number, example in enumerate(ids)}
-        for entry in unsaved:
-            for position in np.flatnonzero(np.isin(entry.ids, ids)):
-                rows[at[int(entry.ids[position])]].append((entry.step, float(entry.losses[position])))
+        asked = np.unique(ids)
+        for group in _groups(unsaved):
+            found = np.concatenate([entry.ids for entry in group])
+            here = np.flatnonzero(_among(asked, found))
+            if not len(here):
+                continue
+            steps = np.repeat([entry.step for entry in group], [len(entry.ids) for entry in group])[here]
+            values = np.concatenate([entry.losses for entry in group])[here]
+            for one, step, loss in zip(found[here].tolist(), steps.tolist(), values.tolist(), strict=True):
+                rows[at[one]].append((step, loss))
         return [rows[at[int(example)]][-self._history.size :] for example in ids]
 
     def rebuilt_columns(self, derived: Derived, state: RunState, seq: int | None) -> dict[str, Float32s]:
@@ -376,6 +394,27 @@ def _survives(event: Event, step: int) -> bool:
 
 def _plain(entries: Sequence[HistoryEntry]) -> Entries:
     return [(entry.step, entry.ids, entry.losses) for entry in entries]
+
+
+def _groups(entries: Sequence[HistoryEntry]) -> Iterator[Sequence[HistoryEntry]]:
+    """In their order, so many at a time that it does not matter how small each is."""
+    group, size = list[HistoryEntry](), 0
+    for entry in entries:
+        group.append(entry)
+        size += len(entry.ids)
+        if size >= _LOSSES_AT_ONCE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _among(asked: Ids, ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+    """Which of `ids` stand in `asked`, ascending. In place of np.isin, which would sort all of them."""
+    if not len(asked):
+        return np.zeros(len(ids), np.bool_)
+    place = np.minimum(np.searchsorted(asked, ids), len(asked) - 1)
+    return asked[place] == ids
 
 
 def _by_id(entries: Sequence[HistoryEntry]) -> HistoryEntry:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from steelyard_server.allocator import give_back
 from steelyard_server.history.ops import Delete, DeleteRange, Op, weight
-from steelyard_server.history.segments import ROWS_A_RANGE
+from steelyard_server.history.ranges import ROWS_A_RANGE
 from steelyard_server.history.store import Store
 
 _REST = 0.5
