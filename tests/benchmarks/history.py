@@ -121,10 +121,13 @@ def _checkpoint(options: Options, store: Store) -> Table:
     def save(flags: np.ndarray | None) -> float:
         start = time.perf_counter()
         column[0] += 1
-        ops = checkpoints.save(next(seq), 1, NO_CHAIN, {}, {}, {"last_loss": column}, {"last_loss": flags})
-        store.commit(ops)
+        at, columns = next(seq), {"last_loss": column}
+        [owed] = checkpoints.owed(columns, {"last_loss": flags}).values()
+        ops = [checkpoints.chunk(at, "last_loss", i, column[i * CHUNK : (i + 1) * CHUNK]) for i in owed]
+        store.commit([*ops, checkpoints.row(at, 1, NO_CHAIN, {}, {}, columns)])
         took = time.perf_counter() - start
-        store.commit(checkpoints.prune([]))
+        gone, left = checkpoints.prune_rows([])
+        store.commit([*gone, *checkpoints.prune_chunks(left)])
         return 1e3 * took
 
     def load() -> float:

@@ -36,11 +36,19 @@ def save(
         flags[chunk] = True
         column[chunk * CHUNK : (chunk + 1) * CHUNK] = value
     dirty = None if changed is None else flags
-    ops = checkpoints.save(
-        seq, seq // 2, CHAIN, {"seq": seq}, {"b": np.array([seq])}, {"loss": column}, {"loss": dirty}
-    )
-    store.commit(ops)
+    rest = {"seq": seq}, {"b": np.array([seq])}
+    store.commit(ops_of(checkpoints, seq, *rest, {"loss": column}, {"loss": dirty}))
     return column
+
+
+def ops_of(checkpoints: Checkpoints, seq: int, meta: Any, blobs: Any, columns: Any, dirty: Any) -> list[Op]:
+    """A checkpoint at `seq`, of step seq // 2, as a run's log makes it."""
+    chunks = [
+        checkpoints.chunk(seq, name, index, columns[name][index * CHUNK : (index + 1) * CHUNK])
+        for name, indices in checkpoints.owed(columns, dirty).items()
+        for index in indices
+    ]
+    return [*chunks, checkpoints.row(seq, seq // 2, CHAIN, meta, blobs, columns)]
 
 
 def load(store: Store, seq: int | None = None) -> tuple[Any, ...]:
@@ -62,7 +70,7 @@ def test_what_was_saved_is_loaded(store: Store) -> None:
         "flags": np.array([True, False]),
     }
     checkpoints = Checkpoints(store, RUN)
-    store.commit(checkpoints.save(4, 2, CHAIN, {"k": [1, {"x": None}]}, blobs, columns, {}))
+    store.commit(ops_of(checkpoints, 4, {"k": [1, {"x": None}]}, blobs, columns, {}))
     found = checkpoints.newest()
     assert found is not None
     assert (found.seq, found.step, found.chain, checkpoints.list()) == (4, 2, CHAIN, [(4, 2)])
@@ -105,7 +113,8 @@ def test_pruning_leaves_the_kept_ones_and_the_newest_loadable_and_nothing_else(
         8: save(store, 8, 4, [1]),
     }
     checkpoints = Checkpoints(store, RUN)
-    store.commit(checkpoints.prune(keep))
+    gone, left = checkpoints.prune_rows(keep)
+    store.commit([*gone, *checkpoints.prune_chunks(left)])
     kept = sorted({*keep, 8})
     assert [seq for seq, _ in checkpoints.list()] == kept
     for seq in kept:
@@ -118,7 +127,7 @@ def test_pruning_leaves_the_kept_ones_and_the_newest_loadable_and_nothing_else(
 def test_a_seq_that_has_no_checkpoint_cannot_be_kept(store: Store) -> None:
     save(store, 2, 1, None)
     with pytest.raises(ValueError, match=r"no checkpoint at \[3\]"):
-        Checkpoints(store, RUN).prune([3])
+        Checkpoints(store, RUN).prune_rows([3])
 
 
 def test_dropping_what_is_newer_brings_back_the_older_state(store: Store) -> None:

@@ -21,7 +21,7 @@ from steelyard_server.history import segments as segments_module
 from steelyard_server.history.errors import RecordDamaged
 from steelyard_server.history.losses import LossHistory
 from steelyard_server.history.ops import Delete, Put, Table, prefix_range, u64
-from steelyard_server.history.ring import History
+from steelyard_server.history.ring import PAGE_BYTES, History
 from steelyard_server.history.store import Store
 
 K = 3
@@ -202,6 +202,23 @@ def test_what_a_loss_costs_is_bounded_however_far_apart_the_ids_are(store: Store
         written += sum(len(op.key) + len(op.value) for op in ops if isinstance(op, Put))
         since = seq
     assert written / (59 * n) < (1 + losses_module.MERGE_COST) * 30
+
+
+@pytest.mark.parametrize(
+    ("size", "n"), [(1_000_000, 1_000_000), (1_000_000, 10_000), (10**9, 5_000), (100, 7)]
+)
+@pytest.mark.parametrize("one_step", [False, True])
+def test_what_losses_take_is_estimated_closely_and_never_too_low(
+    store: Store, size: int, n: int, one_step: bool
+) -> None:
+    history, rng = LossHistory(store, 1, 8), np.random.default_rng(0)
+    ids = [rng.integers(0, size, n) for _ in range(1 if one_step else 2)]
+    entries = [(step, some, np.ones(n, np.float32)) for step, some in enumerate(ids)]
+    before = store.stats().live_bytes
+    store.commit(list(history.append(1, entries, 0)))
+    taken, estimated = store.stats().live_bytes - before, history.bytes_of(entries, size)
+    assert taken <= estimated + 3 * PAGE_BYTES
+    assert estimated <= 3 * taken
 
 
 def test_going_back_behind_a_merge_takes_few_ops_and_the_rest_goes_one_by_one(store: Store) -> None:

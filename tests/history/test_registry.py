@@ -81,7 +81,9 @@ def test_a_deleted_run_leaves_nothing_and_takes_nothing_of_its_neighbours(store:
     for run_id in (2, 3, 4):
         store.commit(registry.put_run(Run(f"r{run_id}", run_id, "text", {})))
         store.commit(Journal(store, run_id).append([StepClosed(0, "owner")])[0])
-        store.commit(Checkpoints(store, run_id).save(1, 0, bytes(16), {}, {}, {"c": np.zeros(5)}, {}))
+        checkpoints, column = Checkpoints(store, run_id), np.zeros(5)
+        store.commit([checkpoints.chunk(1, "c", 0, column)])
+        store.commit([checkpoints.row(1, 0, bytes(16), {}, {}, {"c": column})])
         store.commit(History(store, run_id, 2).merge(1, np.array([1]), 0, np.zeros(1, np.float32)))
     doomed = registry.run("r3")
     assert doomed is not None
@@ -120,7 +122,10 @@ def test_what_belongs_to_nobody_is_found_and_nothing_else(store: Store) -> None:
         store.commit(Journal(store, owner).append([StepClosed(1, "owner"), StepClosed(2, "owner")])[0])
         checkpoints = Checkpoints(store, owner)
         column = np.arange(70_000, dtype=np.float32)
-        store.commit(checkpoints.save(2, 0, bytes(16), {}, {}, {"loss": column}, {}))
+        store.commit(
+            [checkpoints.chunk(2, "loss", i, part) for i, part in enumerate(np.split(column, [65536]))]
+        )
+        store.commit([checkpoints.row(2, 0, bytes(16), {}, {}, {"loss": column})])
         store.commit(History(store, owner, 2).merge(2, np.array([1]), np.array([0], np.uint64), column[:1]))
     before = Journal(store, RUN.run_id).next_seq, len(Checkpoints(store, RUN.run_id).list())
     store.commit(list(registry.remains([dataset], [RUN])))

@@ -39,6 +39,7 @@ from steelyard_server.runs.state import HistoryEntry, RunState
 
 BATCH = 4
 SIZE = 40
+SCORED_BY_MEAN = {"method": "scored", "score": "mean_loss"}
 K = 3
 """Entries of an example's history."""
 
@@ -107,11 +108,16 @@ class Recorded:
         return event
 
     def checkpoint(self) -> None:
-        self.store.commit(self.log.checkpoint(self.state))
-        self.log.saved(self.state)
+        frozen = self.log.freeze(self.state)
+        frozen.begin(self.state)
+        self.store.commit([*self.log.loose(frozen), self.log.row(frozen)])
+        frozen.end(self.state, saved=True)
+        self.log.saved_seq = frozen.seq
 
     def prune(self) -> None:
-        self.store.commit(self.log.prune(self.state))
+        pruning = self.log.pruning(self.state)
+        if pruning is not None:
+            self.store.commit([*pruning.rows, *self.log.unread(pruning)])
 
     def restart(self) -> None:
         assert self.log is self._log
@@ -493,3 +499,22 @@ def test_losses_that_no_checkpoint_has_are_looked_through_together_however_many_
         sys.setprofile(None)
     assert found == wanted
     assert calls < 10 * len(unsaved)
+
+
+def test_the_estimate_of_a_checkpoint_knows_that_chunks_without_values_take_nothing(store: Store) -> None:
+    size = 1_000_000
+    created = RunCreated(spec(draw=SCORED_BY_MEAN).model_dump(mode="json"), size)
+    log = RunLog(store, 1, K)
+    state, ops = log.create(created)
+    store.commit(ops)
+    values = np.ones(10, np.float32)
+    for event in (None, SignalsObserved(None, np.arange(10), {"loss": values})):
+        if event is not None:
+            state.apply(event)
+        frozen = log.freeze(state)
+        estimated, before = log.bytes_of(frozen), store.stats().live_bytes
+        store.commit([*log.loose(frozen), log.row(frozen)])
+        taken = store.stats().live_bytes - before
+        assert taken <= estimated + 8 * 4096
+        assert estimated <= 2 * taken + (1 << 16)
+        store.commit(log._checkpoints.drop_after(0))

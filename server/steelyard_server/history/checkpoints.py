@@ -52,36 +52,17 @@ class Checkpoints:
         self._run_id = run_id
         self._chunks = Chunks(store, run_id, f"run {run_id}")
 
-    def save(
-        self,
-        seq: int,
-        step: int,
-        chain: bytes,
-        meta: Mapping[str, Any],
-        blobs: Mapping[str, AnyArray],
-        columns: Mapping[str, AnyArray],
-        dirty: Mapping[str, npt.NDArray[np.bool_] | None],
-    ) -> list[Op]:
-        """Ops of a checkpoint of the state after all records below `seq` (journal.next_seq, with
-        journal.chain).
-
-        `dirty` flags, for each column, the chunks (of CHUNK elements) that changed since the newest durable
-        checkpoint; None or no entry: all. A column that is new, or whose length or dtype changed, needs no
-        flags for that. Clear the flags, and save again, only when the ops are durable; write them behind
-        journal.fence().
-        """
-        ops: list[Op] = []
-        for name, indices in self.owed(columns, dirty).items():
-            ops += [self.chunk(seq, name, i, columns[name][i * CHUNK : (i + 1) * CHUNK]) for i in indices]
-        return [*ops, self.row(seq, step, chain, meta, blobs, columns)]
-
     def owed(
         self,
         columns: Mapping[str, AnyArray],
         dirty: Mapping[str, npt.NDArray[np.bool_] | None],
     ) -> dict[str, Sequence[int]]:
-        """Which chunks of each column a checkpoint must write, by name, each in order; see `save`. Of the columns,
-        only the lengths and types are looked at.
+        """Which chunks of each column a checkpoint must write, by name, each in order. Of the columns, only the lengths
+        and types are looked at.
+
+        `dirty` flags, for each column, the chunks (of CHUNK elements) that changed since the newest durable checkpoint;
+        None or no entry: all. A column that is new, or whose length or dtype changed, needs no flags for that. Clear
+        the flags, and save again, only when the row is durable.
         """
         before = self.newest()
         return {
@@ -102,7 +83,8 @@ class Checkpoints:
         blobs: Mapping[str, AnyArray],
         columns: Mapping[str, AnyArray],
     ) -> Op:
-        """The op that makes a checkpoint count, when all its chunks are written. Of `columns` as of `owed`."""
+        """The op that makes a checkpoint count, when all its chunks are written: of the state after all records below
+        `seq` (journal.next_seq, with journal.chain). Of `columns` as of `owed`. Write it behind journal.fence()."""
         row = checkpoints_pb2.Checkpoint(seq=seq, step=step, chain=chain, meta_json=to_json(meta))
         for name in sorted(blobs):
             row.blobs.add(name=name, array=pack(blobs[name]))
@@ -157,17 +139,11 @@ class Checkpoints:
         rows: Ops = [Delete(Table.CHECKPOINTS, self._key(*at)) for at in self.list() if at[0] > seq]
         return [*rows, *self._chunks.versions.drop_after(seq)]
 
-    def prune(self, keep: Collection[int]) -> Ops:
-        """Ops that delete every checkpoint whose seq is not in `keep`, and the chunks that no kept one reads.
-
-        The newest is always kept: one that is being saved shares its chunks. ValueError: a seq has no
+    def prune_rows(self, keep: Collection[int]) -> tuple[Ops, Sequence[int]]:
+        """Ops that delete every checkpoint whose seq is not in `keep`, and what `prune_chunks` is to be told once they
+        are durable. The newest is always kept: one that is being saved shares its chunks. ValueError: a seq has no
         checkpoint.
         """
-        rows, kept = self.prune_rows(keep)
-        return rows + self.prune_chunks(kept)
-
-    def prune_rows(self, keep: Collection[int]) -> tuple[Ops, Sequence[int]]:
-        """The ops of `prune` that delete checkpoints, and what `prune_chunks` is to be told once they are durable."""
         have = self.list()
         unknown = set(keep) - {seq for seq, _ in have}
         if unknown:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from .arrays import DTYPES, AnyArray, element_type, from_bytes, to_bytes
 from .errors import RecordDamaged
 from .ops import Op, Put, Table
+from .room import PAGE
 from .store import Store
 from .versions import Versions
 
@@ -28,6 +29,8 @@ CHUNK = 1 << 16
 MAX_NAME_BYTES = 256
 
 _BLANK = 128
+_BLANK_BYTES = 2 * (8 + MAX_NAME_BYTES + 1 + 4 + 8 + 5 + 1 + 4 + 8 + 16)
+"""Of a chunk that is, with its key, where the page that it shares may be half empty."""
 _COUNT = struct.Struct("<I")
 
 
@@ -117,14 +120,19 @@ def _row_name(name: str, index: int) -> bytes:
 
 def _encode(values: AnyArray) -> bytes:
     kind = int(element_type(values))
-    if values.size > 1 and _is_blank(values):
+    if is_blank(values):
         return bytes([kind | _BLANK]) + _COUNT.pack(values.size) + to_bytes(values[:1])
     return bytes([kind]) + to_bytes(values)
 
 
-def _is_blank(values: AnyArray) -> bool:
-    """Whether all elements are the same NaN, bit for bit: there are many."""
-    if values.dtype.kind != "f" or values[0] == values[0]:
+def stored_at_most(values: AnyArray) -> int:
+    """Bytes that a chunk takes in the store."""
+    return _BLANK_BYTES if is_blank(values) else values.nbytes + 2 * PAGE
+
+
+def is_blank(values: AnyArray) -> bool:
+    """Whether these are several elements, and all the same NaN, bit for bit: there are many."""
+    if values.size < 2 or values.dtype.kind != "f" or values[0] == values[0]:
         return False
     bits = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
     return bool((bits == bits[0]).all())

@@ -16,7 +16,7 @@ from steelyard_server.core.events import Float32s, Ids
 
 from .ops import U64_MAX, Op
 from .ring import PAGE_BYTES, History
-from .segments import BLOCK, BYTES_A_LOSS, Entries, Losses, Segment, Segments, grouped, sorted_losses
+from .segments import BLOCK, Entries, Losses, Segment, Segments, grouped, sorted_losses, stored_at_most
 from .store import Store
 
 MERGE_COST = 4
@@ -57,9 +57,9 @@ class LossHistory:
             yield from self._segments.write(seq, part, losses.last(self.size))
             part += 1
 
-    def bytes_of(self, entries: Entries) -> int:
-        """What `append` takes in the store, roughly and rather too much."""
-        return sum(ids.size for _, ids, _ in entries) * BYTES_A_LOSS if self.size else 0
+    def bytes_of(self, entries: Entries, examples: int) -> int:
+        """What `append` takes in the store at most, in a run of so many examples."""
+        return stored_at_most(sum(ids.size for _, ids, _ in entries), examples) if self.size else 0
 
     def merge_is_due(self, seq: int, examples: int) -> bool:
         """Whether `merge` at the checkpoint at `seq` of a run of so many examples is worth what it writes."""

@@ -3,7 +3,8 @@
     key     = run_id u64 BE | seq u64 BE                                  a mark
             | run_id u64 BE | seq u64 BE | part u16 BE                    the head of a segment
             | run_id u64 BE | seq u64 BE | part u16 BE | block u32 BE     a segment's losses of BLOCK ids
-    mark    = 1: the rows have all up to seq; 0: they are being given it, u8
+    mark    = 1: the rows have all up to seq; 0: there may be rows newer than the last 1, of a merge that is under way, was
+              broken off or was undone, u8
     head    = losses u64 | bytes u64
     content = 1: all of one step, u8 | losses n u32 | steps u32[1 or n] | ids u16[n] | losses f32[n], little-endian
 
@@ -28,6 +29,7 @@ from steelyard_server.core.events import Float32s, Ids
 from .errors import RecordDamaged
 from .ops import Delete, Op, Table, prefix_range, u64
 from .ranges import ROWS_A_RANGE, deletes
+from .room import PAGE
 from .sealed import seal, unseal
 from .store import Store
 
@@ -38,6 +40,9 @@ BYTES_A_LOSS = 64
 
 SEGMENT_LOSSES = 1 << 20
 """To write one takes some 60 bytes of memory for each."""
+_LOSS_BYTES = 4 + 2 + 4
+_ROW_BYTES = 22 + 5 + 5 + 16
+"""Key, seal, what a row begins with, and what LMDB keeps of it."""
 _HEAD = struct.Struct("<QQ")
 _CONTENT = struct.Struct("<BI")
 _END_OF_PART = b"\xff" * 5
@@ -90,6 +95,15 @@ class Listing:
         """What that reader takes beside the rows, in order."""
         base = self.base(at_seq)
         return [one for one in self.segments if base is not None and base < one.seq <= at_seq]
+
+
+def stored_at_most(losses: int, examples: int) -> int:
+    """Bytes that segments of so many losses of so many examples take in the store."""
+    segments = losses // SEGMENT_LOSSES + 1
+    rows = min(losses, segments * -(-examples // BLOCK))
+    written = losses * _LOSS_BYTES + (rows + segments) * _ROW_BYTES
+    # A row has pages of its own, the last of them not full, or shares one that may be half empty.
+    return min(2 * written, written + rows * PAGE, losses * BYTES_A_LOSS)
 
 
 def sorted_losses(ids: Ids, steps: UInt32s, losses: Float32s) -> Losses:

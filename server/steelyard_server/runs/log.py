@@ -28,7 +28,7 @@ from steelyard_server.core.events import (
     StepClosed,
 )
 from steelyard_server.history.checkpoints import Checkpoint, Checkpoints
-from steelyard_server.history.chunks import CHUNK, chunk_count
+from steelyard_server.history.chunks import CHUNK, chunk_count, stored_at_most
 from steelyard_server.history.errors import RecordDamaged
 from steelyard_server.history.journal import Journal
 from steelyard_server.history.losses import LossHistory
@@ -47,8 +47,6 @@ _LOSSES_AT_ONCE = 1 << 18
 """Looked through for some ids; some 40 bytes of memory for each."""
 _FIRST_CHECKPOINT = 1
 """The record of that of a fork: behind the one by which it was created."""
-_CHUNK_BYTES = 4 * CHUNK + 2 * 4096
-"""Of a chunk of float32, in pages of the store."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,21 +100,6 @@ class RunLog:
         ops, _ = self.journal.append(events)
         return list(ops)
 
-    def checkpoint(self, state: RunState) -> list[Op]:
-        """Saves the state and folds what the history lacks into it, all at once; see `saved`. O(dirty chunks).
-
-        The checkpoint before must be durable. Void where a write before this one fails.
-        """
-        frozen = self.freeze(state)
-        return [self.journal.fence(), *self.loose(frozen), self.row(frozen)]
-
-    def saved(self, state: RunState) -> None:
-        """The ops of `checkpoint` are durable, and the state has not changed since: it counts as saved."""
-        self.saved_seq = self._checkpoints.newest_seq()
-        state.unsaved_history = []
-        for flags in state.dirty.values():
-            flags[:] = False
-
     def freeze(self, state: RunState) -> Frozen:
         """The state to be saved by `loose` and then `row`, which may be called on another thread."""
         return freeze(state, self.journal.next_seq, self.journal.chain)
@@ -138,27 +121,24 @@ class RunLog:
         return self._checkpoints.row(frozen.seq, frozen.step, frozen.chain, rest.meta, rest.blobs, columns)
 
     def bytes_of(self, frozen: Frozen) -> int:
-        """What the checkpoint takes in the store, roughly and rather too much."""
-        chunks = sum(len(indices) for indices in self._owed(frozen).values())
-        blobs = sum(blob.nbytes for blob in frozen.rest.blobs.values())
-        return chunks * _CHUNK_BYTES + blobs + self._history.bytes_of(_plain(frozen.history))
+        """What the checkpoint takes in the store at most, but for chunks that lose all their values meanwhile."""
+        total = self._history.bytes_of(_plain(frozen.history), int(frozen.rest.meta["size"]))
+        total += sum(blob.nbytes for blob in frozen.rest.blobs.values())
+        for name, indices in self._owed(frozen).items():
+            values = frozen.columns[name].values
+            total += sum(stored_at_most(values[i * CHUNK : (i + 1) * CHUNK]) for i in indices)
+        return total
 
     def _owed(self, frozen: Frozen) -> dict[str, Sequence[int]]:
         return self._checkpoints.owed(
             {name: column.values for name, column in frozen.columns.items()}, frozen.dirty
         )
 
-    def prune(self, state: RunState) -> list[Op]:
-        """Removes what neither the last retain_steps nor a bookmark needs; all at once.
-
-        RecordDamaged where the journal's list of holes is, and then nothing is removed.
-        """
-        pruning = self.pruning(state)
-        return [] if pruning is None else [*pruning.rows, *self.unread(pruning)]
-
     def pruning(self, state: RunState) -> Pruning | None:
-        """What `prune` is to do: `rows`, which belong together, and behind them what `unread` gives. RecordDamaged as
-        there; the journal counts as pruned at once."""
+        """How to remove what neither the last retain_steps nor a bookmark needs: by `rows`, which belong together, and
+        behind them what `unread` gives. The journal counts as pruned at once. RecordDamaged where its list of holes is,
+        and then nothing is removed.
+        """
         wanted = self._plan(state)
         if not wanted.checkpoints:
             return None
@@ -414,7 +394,8 @@ def _among(asked: Ids, ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
     if not len(asked):
         return np.zeros(len(ids), np.bool_)
     place = np.minimum(np.searchsorted(asked, ids), len(asked) - 1)
-    return asked[place] == ids
+    found: npt.NDArray[np.bool_] = asked[place] == ids
+    return found
 
 
 def _by_id(entries: Sequence[HistoryEntry]) -> HistoryEntry:

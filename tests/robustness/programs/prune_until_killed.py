@@ -54,6 +54,20 @@ def at_step(state: RunState) -> list[Event]:
     return events
 
 
+def checkpoint(store: Store, log: RunLog, state: RunState) -> None:
+    frozen = log.freeze(state)
+    frozen.begin(state)
+    store.commit([log.journal.fence(), *log.loose(frozen), log.row(frozen)])
+    frozen.end(state, saved=True)
+    log.saved_seq = frozen.seq
+
+
+def prune(store: Store, log: RunLog, state: RunState) -> None:
+    pruning = log.pruning(state)
+    if pruning is not None:
+        store.commit([*pruning.rows, *log.unread(pruning)])
+
+
 def main(directory: Path) -> None:
     spec.LEAST_REPORT_WINDOW = WINDOW
     store = Store.open(directory)
@@ -68,9 +82,8 @@ def main(directory: Path) -> None:
         store.commit(log.append(at_step(state)))
         print(step, flush=True)
         if step % 4 == 3:
-            store.commit(log.checkpoint(state))
-            log.saved(state)
-        store.commit(log.prune(state))
+            checkpoint(store, log, state)
+        prune(store, log, state)
 
 
 if __name__ == "__main__":
