@@ -304,3 +304,21 @@ def test_a_merge_is_undone_where_others_fill_the_store_meanwhile(
     assert stored(life.store, Table.HISTORY)
     known = life.run.log.history(np.array([0, 7]), life.run.state().unsaved_history)
     assert known == [[(0, 1.0), (0, 2.0), (0, 3.0)], [(0, 1.0), (0, 2.0)]]
+
+
+def test_going_back_behind_a_merge_removes_its_rows_beside_the_run(make_life: Callable[..., Life]) -> None:
+    life = make_life()
+    life.observe(EVERYTHING, 1.0)
+    life.run.checkpoint()
+    life.run.write_and_wait([life.run.state().draw()])
+    life.observe(EVERYTHING, 2.0)
+    for _ in range(2):
+        life.begin()
+        life.hear()
+    assert stored(life.store, Table.HISTORY)
+    life.run.rewind(0, AttemptBegan("", 0, 0))
+    life.hear()
+    assert stored(life.store, Table.HISTORY) == 0
+    known = life.run.log.history(np.array([0, 7]), life.run.state().unsaved_history)
+    assert known == [[(0, 1.0)]] * 2
+    assert life.lost == 0

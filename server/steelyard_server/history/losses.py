@@ -72,8 +72,8 @@ class LossHistory:
 
     def merge(self, seq: int, examples: int) -> Iterator[Op]:
         """Ops that bring the segments up to the checkpoint at `seq` into the rows; they may be committed one by one, in
-        order, and those of a merge that was broken off count for nothing. Holds the losses of 65 536 examples in memory
-        at a time, and their rows before and after: some 25 bytes for each loss that is kept or comes.
+        order, and those of a merge that was broken off count for nothing. Holds the losses of 65 536 examples and
+        their rows at a time, several times over: some 4 MB of memory for each loss that is kept of an example.
         """
         yield from self.sweep_rows()
         listing = self._segments.listing()

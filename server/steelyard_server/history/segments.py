@@ -3,8 +3,8 @@
     key     = run_id u64 BE | seq u64 BE                                  a mark
             | run_id u64 BE | seq u64 BE | part u16 BE                    the head of a segment
             | run_id u64 BE | seq u64 BE | part u16 BE | block u32 BE     a segment's losses of BLOCK ids
-    mark    = 1: the rows have all up to seq; 0: there may be rows newer than the last 1, of a merge that is under way, was
-              broken off or was undone, u8
+    mark    = 1: the rows have all up to seq; 0: there may be newer rows, of a merge that is under way, was broken off
+              or was undone, u8
     head    = losses u64 | bytes u64
     content = 1: all of one step, u8 | losses n u32 | steps u32[1 or n] | ids u16[n] | losses f32[n], little-endian
 
