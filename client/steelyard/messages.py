@@ -17,6 +17,9 @@ from steelyard.errors import InvalidArgument, MismatchedLosses
 from steelyard.split import split
 from steelyard.v1 import arrays_pb2, trainer_pb2
 
+_MAX_NAME = 64
+"""Characters of the name of a signal."""
+
 
 def unpack_batch(message: trainer_pb2.Batch, rank: int, world_size: int) -> Batch:
     """The slice of `rank`. ValueError: another slice than that, arrays that do not fit it, or a digest that differs."""
@@ -139,13 +142,16 @@ def losses_that_fit(batch: Batch, losses: Any, offset: int | None) -> npt.NDArra
 
 
 def _check_name(name: Any) -> None:
-    """InvalidArgument where a message cannot hold the name: found out where it is built, that would end the stream."""
+    """InvalidArgument where a message cannot hold the name or the server does not take it: found out later, that would
+    end the stream."""
     try:
         str.encode(name)
     except (TypeError, UnicodeEncodeError):
         raise InvalidArgument(
             f"signals: expected names that are strings of Unicode characters, got {name!r}"
         ) from None
+    if not 1 <= len(name) <= _MAX_NAME:
+        raise InvalidArgument(f"signals: expected names of 1..{_MAX_NAME} characters, got {name!r}")
 
 
 def _little_endian(values: npt.NDArray[np.float32]) -> bytes:

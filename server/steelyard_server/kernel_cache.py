@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shutil
 import stat
 import sys
 import tempfile
@@ -47,8 +48,17 @@ def folder() -> Path:
 
 
 def is_complete(place: Path) -> bool:
-    """Whether all kernels have been compiled into the folder."""
-    return (place / _COMPLETE).exists()
+    """Whether all kernels have been compiled into the folder, and are there still."""
+    try:
+        names = (place / _COMPLETE).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    return bool(names) and all((place / name).is_file() for name in names)
+
+
+def discard(place: Path) -> None:
+    """Removes what is kept in the folder: it cannot be loaded."""
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def load(place: Path) -> None:
@@ -61,7 +71,11 @@ def load(place: Path) -> None:
         kernels.use(kernels.load())
     finally:
         config.CACHE_DIR = before
-    (place / _COMPLETE).touch()
+    if not is_complete(place):
+        kept = sorted(path.relative_to(place).as_posix() for path in place.rglob("*.nb[ic]"))
+        new = place / f"{_COMPLETE}.{os.getpid()}"
+        new.write_text("\n".join(kept), encoding="utf-8")
+        new.replace(place / _COMPLETE)
 
 
 def _bases() -> Iterator[Path]:

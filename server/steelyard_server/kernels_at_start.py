@@ -32,6 +32,10 @@ class NoCompiledKernelsError(OSError):
     """Compiled kernels cannot be had on this machine; the message says why."""
 
 
+class DamagedKernelsError(NoCompiledKernelsError):
+    """Those that were kept cannot be loaded."""
+
+
 class Takeover:
     """Brings the compiled kernels into this process, on a thread of its own; once for all servers in it."""
 
@@ -76,13 +80,25 @@ class Takeover:
 
     def _take_over(self) -> None:
         start = time.monotonic()
+        try:
+            kept = self._compile_and_load()
+        except DamagedKernelsError as error:
+            place = _place()
+            _log.warning("kernels_compiled_again", folder=str(place), why=str(error))
+            kernel_cache.discard(place)
+            kept = self._compile_and_load()
+        if not self._stopped.is_set():
+            _log.info("kernels_taken_over", seconds=round(time.monotonic() - start, 2), from_cache=kept)
+
+    def _compile_and_load(self) -> bool:
+        """Whether nothing had to be compiled."""
         with _loading:
             place = _place()
         compiled = self._compile(place)
         if not self._stopped.is_set():
             with _loading:
                 _load(place)
-            _log.info("kernels_taken_over", seconds=round(time.monotonic() - start, 2), compiled=compiled)
+        return not compiled
 
     def _run(self) -> None:
         if _given_up:
@@ -98,6 +114,7 @@ class Takeover:
         """Whether a child had to compile."""
         if kernel_cache.is_complete(place):
             return False
+        _log.info("kernels_compiling", folder=str(place), note="batches are drawn by NumPy until then")
         deadline = time.monotonic() + _COMPILE_SECONDS
         with _compiling() as child:
             self._child = child
@@ -176,6 +193,8 @@ def _place() -> Path:
 def _load(place: Path) -> None:
     try:
         kernel_cache.load(place)
+    except (ImportError, RuntimeError) as error:
+        raise NoCompiledKernelsError(f"{type(error).__name__}: {error}") from error
     except Exception as error:
         # Whatever numba or LLVM object to on this machine: NumPy does the same.
-        raise NoCompiledKernelsError(f"{type(error).__name__}: {error}") from error
+        raise DamagedKernelsError(f"{type(error).__name__}: {error}") from error

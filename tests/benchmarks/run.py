@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS), metavar="NAME")
     parser.add_argument("--repeats", type=int, default=5, help="turns that each figure is the median of")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
-    parser.add_argument("--large", action="store_true", help="also 1e8 ids; needs some 10 GB of memory")
+    parser.add_argument("--large", action="store_true", help="also 1e8 ids; 12 GB of memory, 30 GB of disk")
     parser.add_argument("--huge", action="store_true", help="also 1e9 ids; needs 20 GB, and 60 GB of disk")
     parser.add_argument("--peers", type=Path, default=peers.FOLDER, help="where make peers installed them")
     parser.add_argument(

@@ -88,11 +88,11 @@ def test_signals_that_do_not_fit_the_losses_are_refused():
         report_parts(batch, losses, signals={"loss": losses}, offset=0, want_weights=False)
 
 
-@pytest.mark.parametrize("name", ["\ud800", 5, b"margin", ("margin",)])
+@pytest.mark.parametrize("name", ["\ud800", 5, b"margin", ("margin",), "", 65 * "m"])
 def test_a_signal_whose_name_a_message_cannot_hold_is_refused_before_it_is_sent(name):
     batch = unpack_batch(batch_message(), 0, 1)
     losses = losses_that_fit(batch, np.ones(5), None)
-    with pytest.raises(InvalidArgument, match="signals: expected names that are strings"):
+    with pytest.raises(InvalidArgument, match="signals: expected names"):
         report_parts(batch, losses, signals={name: losses}, offset=0, want_weights=False)
 
 

@@ -124,7 +124,14 @@ class Journaled:
             # What was queued before a wait was given up may still be applied: the disk is read behind it.
             self._store.commit([])
             self.log = self._open_log()
+            began = time.monotonic()
             self._state = self.log.load()
+            _log.info(
+                "run_loaded",
+                run=self.name,
+                seconds=round(time.monotonic() - began, 2),
+                replayed_bytes=self.log.replayed_bytes,
+            )
             self._last_checkpoint, self._bytes_since_checkpoint = self._clock(), self.log.replayed_bytes
             self.take_news()
         except RecordDamaged as damage:
