@@ -41,6 +41,9 @@ _SAVE_SECONDS = 600.0
 _RETRY_SECONDS = 10.0
 """From a checkpoint that found no room, or work that found no thread, to the next try."""
 
+_LONG_SECONDS = 1.0
+"""A reading from disk that took longer is told of."""
+
 _NAMED = 8
 """How many bookmarks a message names."""
 
@@ -126,12 +129,9 @@ class Journaled:
             self.log = self._open_log()
             began = time.monotonic()
             self._state = self.log.load()
-            _log.info(
-                "run_loaded",
-                run=self.name,
-                seconds=round(time.monotonic() - began, 2),
-                replayed_bytes=self.log.replayed_bytes,
-            )
+            seconds, replayed = time.monotonic() - began, self.log.replayed_bytes
+            if replayed or seconds > _LONG_SECONDS:
+                _log.info("run_loaded", run=self.name, seconds=round(seconds, 2), replayed_bytes=replayed)
             self._last_checkpoint, self._bytes_since_checkpoint = self._clock(), self.log.replayed_bytes
             self.take_news()
         except RecordDamaged as damage:
