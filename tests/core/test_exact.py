@@ -50,6 +50,19 @@ def test_powers_of_two_are_exact() -> None:
     assert np.array_equal(exp2(exponents), powers)
 
 
+def test_exp_log_and_power_agree_with_numpy() -> None:
+    random = np.random.default_rng(2)
+    x = random.uniform(-600, 600, 20_000)
+    assert relative_error(exact.exp(x), np.exp(x)) < 1e-12
+    y = 2.0 ** random.uniform(-1000, 1000, 20_000)
+    assert relative_error(exact.log(y), np.log(y)) < 1e-14
+    z = 2.0 ** random.uniform(-100, 100, 20_000)
+    assert relative_error(exact.power(z, 0.37), z**0.37) < 1e-12
+    assert exact.power(floats(0.0, 2.0, -1.0), 0.0).tolist()[:2] == [1.0, 1.0]
+    assert exact.power(floats(0.0), 0.5).tolist() == [0.0]
+    assert np.isnan(exact.power(floats(-1.0, np.nan), 0.0)).all()
+
+
 def test_special_values_are_those_of_the_real_functions() -> None:
     x = floats(0.0, -0.0, np.inf, -1.0, -np.inf, np.nan, 1.0)
     assert np.array_equal(

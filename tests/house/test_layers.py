@@ -42,12 +42,22 @@ PURE_MODULES = {
     *("__future__", "abc", "bisect", "collections", "contextlib", "copy", "dataclasses", "difflib", "enum"),
     *("fractions", "functools", "hashlib", "heapq", "itertools", "json", "math", "numbers", "operator", "re"),
     *("struct", "types", "typing", "numpy", "pydantic", "steelyard.split", "steelyard.weigh"),
+    "steelyard.source",
 }
 PURE_BUILTINS_REFUSED = {"open", "print", "input", "breakpoint", "eval", "exec", "__import__"}
+# Their last bit differs between processors or libraries, and one bit may draw another batch: core.exact has the same
+# on every machine.
+INEXACT = {
+    *("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "pow", "power", "float_power", "logaddexp"),
+    *("sin", "cos", "tan", "tanh", "dot", "vdot", "inner", "matmul", "einsum", "tensordot"),
+}
 NUMPY_FILES_REFUSED = {"load", "save", "savez", "fromfile", "memmap", "loadtxt", "savetxt", "genfromtxt"}
 
 # What of the client the daemon may use; the command line, a client itself, may use all of it.
-SHARED = {"steelyard.wire", "steelyard.split", "steelyard.weigh", "steelyard.errors", "steelyard.v1"}
+SHARED = {
+    *("steelyard.wire", "steelyard.split", "steelyard.weigh", "steelyard.source", "steelyard.errors"),
+    "steelyard.v1",
+}
 CLIENT_THIRD_PARTY = {"grpc", "google", "numpy"}
 
 
@@ -110,6 +120,12 @@ def impurities(
                 found.append(f"line {node.lineno}: calls {name}()")
             case ast.Attribute(value=ast.Name(id="np" | "numpy"), attr=name) if name in refused_of_numpy:
                 found.append(f"line {node.lineno}: uses np.{name}")
+            case ast.Attribute(value=ast.Name(id="np" | "numpy" | "math" as module), attr=name) if (
+                name in INEXACT
+            ):
+                found.append(f"line {node.lineno}: uses {module}.{name}, which differs between machines")
+            case ast.BinOp(op=ast.MatMult()):
+                found.append(f"line {node.lineno}: uses @, which differs between machines")
     return found
 
 
@@ -238,6 +254,9 @@ def test_importing_the_client_loads_no_extra() -> None:
         ("from numpy.random import default_rng", "imports numpy.random"),
         ("import numpy as np\nx = np.random.default_rng()", "uses np.random"),
         ("import numpy as np\nnp.save('x', 1)", "uses np.save"),
+        ("import numpy as np\nx = np.exp(1.0)", "uses np.exp, which differs between machines"),
+        ("import math\nx = math.log(2.0)", "uses math.log, which differs between machines"),
+        ("x = y @ z", "uses @, which differs between machines"),
         ("open('x')", "calls open()"),
         ("from numba import njit", "imports numba"),
     ],
