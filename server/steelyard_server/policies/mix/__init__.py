@@ -1,0 +1,13 @@
+"""The mix methods, one a file, and the table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from steelyard_server.policies.mix.contract import GroupReport, Mix, State
+from steelyard_server.policies.mix.static import Static
+from steelyard_server.policies.mix.temperature import Temperature
+
+METHODS: Mapping[str, type[Mix]] = {"static": Static, "temperature": Temperature}
+
+__all__ = ["METHODS", "GroupReport", "Mix", "State"]
