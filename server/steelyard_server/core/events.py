@@ -58,7 +58,7 @@ class BatchDrawn:
 
     `probability` is None where every id had `uniform_probability`, which is 1 / (number of drawable examples).
     `draw_state` is what the draw carries from one step to the next (the place in the epoch of a shuffle), as plain
-    JSON values.
+    JSON values. `weight` is what the draw gives each, float32[B]; None where that is 1.
     """
 
     step: int
@@ -68,6 +68,7 @@ class BatchDrawn:
     state_version: int
     digest: int
     draw_state: Mapping[str, Any] = field(default_factory=dict)
+    weight: Float32s | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -26,6 +26,9 @@ class Purpose(enum.IntEnum):
     DRAW = 1
     ORDER = 2
     PERMUTATION = 3
+    CHOICE = 4
+    """Of a method that chooses with its own lots, besides the draw: noise, a pool, who is pruned."""
+    MIX = 5
 
 
 class Bits:

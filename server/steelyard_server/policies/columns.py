@@ -13,6 +13,10 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+SERVED = "served"
+"""Not reported: each draw folds a 1 of it for every id of its batch, so that `count_served` is how often one was drawn
+since the policy has read it."""
+
 Ids = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
 Fold = Callable[[Mapping[str, Float32s], str, Ids, Float32s, float, bool], None]

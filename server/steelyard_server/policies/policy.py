@@ -10,7 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from steelyard import weigh
-from steelyard_server.policies.draw import METHODS, Draw
+from steelyard_server.policies.columns import Derived
+from steelyard_server.policies.draw import METHODS, Draw, Drawer, Examples
+from steelyard_server.policies.draw.contract import Float32s
 
 
 class PolicyError(ValueError):
@@ -23,6 +25,48 @@ class Policy:
     weigh: weigh.Rule
     where: str
     """Where the weights are computed: "auto", "server" or "client"."""
+
+    @property
+    def derived(self) -> tuple[Derived, ...]:
+        """The columns folded from reports that the policy reads."""
+        return self.draw.derived
+
+    @property
+    def static(self) -> tuple[str, ...]:
+        """The uploaded columns that it reads."""
+        return self.draw.static
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The columns that its drawer keeps for itself."""
+        return self.draw.own
+
+    @property
+    def listens(self) -> tuple[str, ...]:
+        """The signals that its drawer is told of."""
+        return self.draw.listens
+
+    @property
+    def reads_reports(self) -> bool:
+        return self.draw.reads_reports
+
+    def draws_as(self, other: Policy) -> bool:
+        """Whether both draw by the same law: then a change from one to the other leaves the drawer as it is."""
+        return self.draw == other.draw
+
+    def drawer(
+        self, examples: Examples, *, seed: int, batch_size: int, state: Mapping[str, Any] | None = None
+    ) -> Drawer:
+        """What draws the batches; as Draw.drawer."""
+        return self.draw.drawer(examples, seed=seed, batch_size=batch_size, state=state)
+
+    def too_small(self, drawable: int, batch_size: int) -> str | None:
+        """Why a batch cannot be drawn from so few examples; None where it can."""
+        return self.draw.too_small(drawable, batch_size)
+
+    def objection(self, column: str, values: Float32s) -> str | None:
+        """Why finite `values` of `column` cannot be used; None where they can."""
+        return self.draw.objection(column, values)
 
     def canonical(self) -> dict[str, Any]:
         """The policy with all defaults filled in, as JSON values."""
@@ -62,7 +106,7 @@ def _explain(method: type[Draw], name: str, detail: Any) -> str:
 
 
 def _refuse_double_counting(policy: Policy) -> None:
-    by_loss = [column.name for column in policy.draw.derived if column.signal == "loss"]
+    by_loss = [column.name for column in policy.derived if column.signal == "loss"]
     if by_loss and policy.weigh.reads == "losses":
         raise PolicyError(
             f"the draw reads {by_loss[0]} and the weigher reads the losses again, so a high loss would count twice; "

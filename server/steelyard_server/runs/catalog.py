@@ -435,10 +435,10 @@ class Catalog:
         return dataset
 
     def _check_policy(self, policy: Policy, dataset: Dataset, batch_size: int) -> None:
-        obstacle = policy.draw.too_small(dataset.drawable, batch_size)
+        obstacle = policy.too_small(dataset.drawable, batch_size)
         if obstacle is not None:
             raise Invalid(obstacle)
-        for column in policy.draw.static:
+        for column in policy.static:
             if column not in dataset.row.columns:
                 known = ", ".join(dataset.row.columns) or "none"
                 raise Invalid(
@@ -446,7 +446,7 @@ class Catalog:
                     f"or a column of dataset {dataset.row.name!r}, which has: {known}"
                 )
             values = self._column(dataset, column)
-            objection = policy.draw.objection(column, np.nan_to_num(values))
+            objection = policy.objection(column, np.nan_to_num(values))
             if objection is not None:
                 raise Invalid(objection)
 
@@ -465,7 +465,7 @@ class Catalog:
         for row in self._rows_on(dataset.row.name):
             try:
                 objection = self.run(row.name).ask(
-                    lambda state: state.policy.draw.objection(column, np.nan_to_num(values))
+                    lambda state: state.policy.objection(column, np.nan_to_num(values))
                 )
             except (RecordDamaged, Missing):
                 continue  # Nothing will draw from it.

@@ -23,7 +23,7 @@ def changed_policy(
     except PolicyError as error:
         raise Invalid(str(error)) from error
     drawable = state.examples.size - len(state.examples.retired)
-    obstacle = policy.draw.too_small(drawable, state.spec.batch_size)
+    obstacle = policy.too_small(drawable, state.spec.batch_size)
     if obstacle is not None:
         raise Invalid(obstacle)
     return policy
@@ -32,7 +32,7 @@ def changed_policy(
 def policy_events(state: RunState, policy: Policy, log: RunLog, seq: int | None) -> list[Event]:
     """The change to `policy`, with the derived columns that the state lacks, folded from the history as of `seq`."""
     events: list[Event] = [PolicyChanged(policy.canonical())]
-    for derived in policy.draw.derived:
+    for derived in policy.derived:
         if any(name not in state.examples.columns for name in derived.columns):
             for name, values in log.rebuilt_columns(derived, state, seq).items():
                 # A count that was kept for another column is of more losses than the rest is folded from.

@@ -54,7 +54,7 @@ def news_for(state: RunState, dataset: Dataset, column: Callable[[str], Float32s
     retired = np.setdiff1d(dataset.retired, state.examples.retired)
     if len(retired):
         events.append(IdsRetired(retired))
-    for name in state.policy.draw.static:
+    for name in state.policy.static:
         if name in dataset.row.columns:
             events += _changed_values(name, state.examples.columns[name], column(name))
     return events

@@ -65,7 +65,7 @@ def check_values(state: RunState, signals: Mapping[str, Float32s], what: str) ->
     for derived in state.derived:
         if derived.signal not in usable:
             continue
-        objection = state.policy.draw.objection(derived.name, usable[derived.signal])
+        objection = state.policy.objection(derived.name, usable[derived.signal])
         if objection is not None:
             raise Invalid(f"{what}: {objection}")
 

@@ -128,7 +128,7 @@ class Serving:
                 state.examples.size,
                 rank.cursor,
                 state.attempts.current,
-                policy.draw.reads_reports,
+                policy.reads_reports,
                 policy.weigh.reads == "losses",
             )
         )

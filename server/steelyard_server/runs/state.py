@@ -30,7 +30,7 @@ from steelyard_server.core.events import (
     SignalsObserved,
     StepClosed,
 )
-from steelyard_server.policies.columns import ascending
+from steelyard_server.policies.columns import SERVED, ascending
 from steelyard_server.policies.draw import Drawer, Examples
 from steelyard_server.policies.policy import Policy
 from steelyard_server.runs.frozen_column import FrozenColumn
@@ -81,7 +81,7 @@ class RunState:
         """`columns` are those of a saved state, which this one takes over as saved; all that the policy reads."""
         self.spec = RunSpec.model_validate(dict(created.spec))
         self._take_policy(self.spec.policy)
-        self.examples = Examples(created.dataset_size, np.empty(0, np.int64), {})
+        self.examples = Examples(created.dataset_size, np.empty(0, np.int64), {}, self._before_put)
         self.next_step = 0
         self.closed_steps = 0
         self.folded_steps = 0
@@ -106,8 +106,9 @@ class RunState:
     def _take_policy(self, policy: Policy) -> None:
         self.policy = policy
         # Kept, since every step asks for them several times.
-        self.derived = policy.draw.derived
-        self.reads_reports = policy.draw.reads_reports
+        self.derived = policy.derived
+        self.listens = policy.listens
+        self.reads_reports = policy.reads_reports
 
     @property
     def drawer(self) -> Drawer:
@@ -135,7 +136,7 @@ class RunState:
     def obstacle(self) -> str | None:
         """Why the policy cannot draw the next batch, or None."""
         drawable = self.examples.size - len(self.examples.retired)
-        return self.policy.draw.too_small(drawable, self.spec.batch_size)
+        return self.policy.too_small(drawable, self.spec.batch_size)
 
     def peek_drawer(self) -> Drawer:
         """A drawer to ask, not to draw from: the run's own, or what will be that if no column changes before. O(size)
@@ -143,7 +144,7 @@ class RunState:
         if self._drawer is not None:
             return self._drawer
         if self._peeked is None:
-            self._peeked = self.policy.draw.drawer(
+            self._peeked = self.policy.drawer(
                 self.examples, seed=self.spec.seed, batch_size=self.spec.batch_size, state=self.drawer_state
             )
         return self._peeked
@@ -162,6 +163,7 @@ class RunState:
             raise ValueError(obstacle)
         step = self.next_step
         self._fold_for_draw(step)
+        self.drawer.prepare(step)
         drawn = self.drawer.draw(step)
         return BatchDrawn(
             step=step,
@@ -171,6 +173,7 @@ class RunState:
             state_version=self.state_version,
             digest=wire.batch_digest(step, drawn.ids),
             draw_state=drawn.draw_state,
+            weight=drawn.weight,
         )
 
     def weigher_of(self, step: int) -> Mapping[str, Any]:
@@ -231,10 +234,12 @@ class RunState:
                 f"expected the batch of step {self.next_step} next in the journal, got {event.step}"
             )
         self._fold_for_draw(event.step)
+        self.drawer.prepare(event.step)
         self.drawer.set_draw_state(event.draw_state)
         self.steps[event.step] = StepRecord.of(event)
         self.next_step += 1
         self.counters.served_ids += len(event.ids)
+        self._fold_served(event.ids)
         self._expire(event.step - self.spec.report_window)
 
     def _apply_reported(self, event: LossesReported) -> None:
@@ -272,11 +277,13 @@ class RunState:
             self._advance()
 
     def _apply_policy(self, event: PolicyChanged) -> None:
-        draw_before = self.policy.draw
+        before = self.policy
         self.spec = self.spec.model_copy(update=dict(event.policy))
         self._take_policy(self.spec.policy)
         self.weighers.append((self.next_step, self.spec.weigh))
-        if self.policy.draw != draw_before:
+        if not self.policy.draws_as(before):
+            for name in before.own:
+                del self.examples.columns[name], self.dirty[name]
             self._add_columns()
             self._drop_columns()
             self._drawer, self._peeked, self.drawer_state = None, None, None
@@ -372,6 +379,16 @@ class RunState:
         self.folded_reports += 1
         if "loss" in signals and self.spec.history_size:
             self.unsaved_history.append(HistoryEntry(step, ids.astype(np.uint32), signals["loss"]))
+        self._fold_columns(ids, signals)
+        if heard := [name for name in self.listens if name in signals]:
+            finite = {name: np.where(np.isfinite(signals[name]), signals[name], np.nan) for name in heard}
+            self.drawer.folded(step, ids, finite)
+
+    def _fold_served(self, ids: Ids) -> None:
+        if any(column.signal == SERVED for column in self.derived):
+            self._fold_columns(ids, {SERVED: np.ones(len(ids), np.float32)})
+
+    def _fold_columns(self, ids: Ids, signals: Mapping[str, Float32s]) -> None:
         for derived in self.derived:
             values = signals.get(derived.signal)
             if values is None:
@@ -405,7 +422,7 @@ class RunState:
 
     def _columns_needed(self) -> list[str]:
         derived = [name for column in self.derived for name in column.columns]
-        return [*derived, *self.policy.draw.static]
+        return [*derived, *self.policy.static, *self.policy.own]
 
     def _add_columns(self) -> None:
         for name in self._columns_needed():
@@ -421,6 +438,10 @@ class RunState:
     def _drop_columns(self) -> None:
         for name in set(self.examples.columns) - set(self._columns_needed()):
             del self.examples.columns[name], self.dirty[name]
+
+    def _before_put(self, name: str, ids: Ids) -> None:
+        self._keep(name, ids)
+        self._mark(name, ids)
 
     def _keep(self, name: str, ids: Ids) -> None:
         """To be called before a column changes at `ids`: a save under way may want the values as they were."""

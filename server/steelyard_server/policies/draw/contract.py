@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from steelyard_server.policies.columns import Derived
+from steelyard.source import Source
+from steelyard_server.policies.columns import SERVED, Derived
 
 Ids = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
@@ -21,12 +22,17 @@ Float32s = npt.NDArray[np.float32]
 class Drawn:
     """One global batch: `ids` int64[B]; `probability` float64[B], or None where all had `uniform_probability`, which is
     1 / (number of drawable examples). `draw_state` is what the drawer holds once the batch counts as drawn, as JSON
-    values."""
+    values. `weight` float32[B] is what a method that corrects for its own choice gives each; None where that is 1."""
 
     ids: Ids
     probability: npt.NDArray[np.float64] | None
     uniform_probability: float
     draw_state: Mapping[str, Any] = field(default_factory=dict)
+    weight: Float32s | None = None
+
+
+def _untold(name: str, ids: Ids) -> None:
+    """Where nobody needs to know of a change before it happens."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,12 +40,19 @@ class Examples:
     """The per-example state that a draw may read.
 
     `columns` holds float32[size] arrays, NaN where nothing is known, and exactly those that the policy asks for:
-    they grow in place, so nobody keeps a part of one. `retired` is sorted and unique.
+    they grow in place, so nobody keeps a part of one. `retired` is sorted and unique. `before_put` is told what is
+    about to change.
     """
 
     size: int
     retired: Ids
     columns: dict[str, Float32s]
+    before_put: Callable[[str, Ids], None] = _untold
+
+    def put(self, name: str, ids: Ids, values: Float32s) -> None:
+        """Gives `ids` (unique) new values in a column that is the method's own; the only way to change one."""
+        self.before_put(name, ids)
+        self.columns[name][ids] = values
 
 
 class Drawer(ABC):
@@ -49,12 +62,29 @@ class Drawer(ABC):
     drawer built from the same examples and state draws the same batches.
     """
 
+    def prepare(self, step: int) -> None:  # noqa: B027 -- most methods need none
+        """Brings up to date what the draw of `step` reads, an epoch's choice for example: own columns and own state.
+
+        Called before each draw, and again when the journaled draw is replayed; a second call for a step changes
+        nothing. What it does may depend on nothing but the examples, `get_state` and the step.
+        """
+
     @abstractmethod
-    def draw(self, step: int) -> Drawn:
-        """The batch of `step`. Changes nothing: it counts as drawn once `set_draw_state` is told of it.
+    def draw(self, step: int, count: int | None = None) -> Drawn:
+        """The batch of `step`: `count` ids, batch_size where it is None. Changes nothing: it counts as drawn once
+        `set_draw_state` is told of it.
 
         ValueError where nothing, or too little, may be drawn. O(B · levels).
         """
+
+    def copies(self, ids: Ids, count: int) -> npt.NDArray[np.float64] | None:
+        """The expected copies of each of `ids` among `count` that are drawn next, float64[m]; None where that is
+        count · probability whatever the count."""
+        return None
+
+    def folded(self, step: int, ids: Ids, signals: Mapping[str, Float32s]) -> None:  # noqa: B027
+        """A report of `ids` was folded, after the columns were: those of its signals that the method `listens` to,
+        NaN where a value is not finite. An id that was drawn twice stands there twice."""
 
     @abstractmethod
     def changed(self, ids: Ids) -> None:
@@ -100,6 +130,11 @@ class Draw(BaseModel, ABC):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    source: ClassVar[Source]
+    """The paper, and the place in it or in its authors' code."""
+    never_reported: ClassVar[str]
+    """What becomes of examples that were never reported, in one sentence."""
+
     method: str
 
     @property
@@ -113,8 +148,18 @@ class Draw(BaseModel, ABC):
         """The uploaded columns that the method reads."""
 
     @property
+    def own(self) -> tuple[str, ...]:
+        """The columns that the method keeps for itself: saved with the run, NaN at first."""
+        return ()
+
+    @property
+    def listens(self) -> tuple[str, ...]:
+        """The signals whose reports the drawer is told of as they are folded."""
+        return ()
+
+    @property
     def reads_reports(self) -> bool:
-        return bool(self.derived)
+        return bool(self.listens) or any(column.signal != SERVED for column in self.derived)
 
     @abstractmethod
     def drawer(

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from steelyard.source import Source
 from steelyard_server.core import kernels
 from steelyard_server.core.exact import quantise
 from steelyard_server.core.kernels.plain.scores import greatest_log2_weight, log2_weights
@@ -41,6 +42,14 @@ _MAX_FLOOR = 0.9999
 
 class Scored(Draw):
     """Draws ids by a score column; never-reported examples take the mass that `unseen` states."""
+
+    source: ClassVar[Source] = Source(
+        "Prioritized Experience Replay (Schaul et al., 2016), for the power of a score",
+        "eq. 1, proportional form",
+    )
+    never_reported: ClassVar[str] = (
+        "As `unseen` states: the greatest mass that any had, the mean one, or that of a score."
+    )
 
     method: Literal["scored"] = "scored"
     score: str = Field(default="last_loss", min_length=1, max_length=128)
@@ -142,12 +151,12 @@ class ScoredDrawer(Drawer):
             self._fit(self._needed(greatest, unseen=self._any_unseen()))
         self._tree = MassTree.filled(examples.size, self._fill)
 
-    def draw(self, step: int) -> Drawn:
+    def draw(self, step: int, count: int | None = None) -> Drawn:
         order = bits(self._seed, Purpose.ORDER, step)
         chosen = sample(
             self._tree,
             self._law(),
-            self._batch_size,
+            self._batch_size if count is None else count,
             self._draw.sampling,
             bits(self._seed, Purpose.DRAW, step),
             order,

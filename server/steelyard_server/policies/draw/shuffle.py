@@ -8,12 +8,13 @@ the new ids are shuffled together by a further permutation (a level), so each of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from steelyard.source import Source
 from steelyard_server.core.permutation import permute
 from steelyard_server.policies.columns import Derived
 from steelyard_server.policies.draw.contract import Draw, Drawer, Drawn, Examples, Ids
@@ -23,6 +24,11 @@ _LEVELS_PER_EPOCH = 1 << 20
 
 class Shuffle(Draw):
     """A plain shuffle. It reads no reports; never-reported examples are drawn like any other."""
+
+    source: ClassVar[Source] = Source(
+        "Plain training: each example once an epoch", "the order is a keyed permutation (core/permutation.py)"
+    )
+    never_reported: ClassVar[str] = "Drawn like any other: it reads no reports."
 
     method: Literal["shuffle"] = "shuffle"
 
@@ -89,11 +95,11 @@ class ShuffleDrawer(Drawer):
         self._batch_size = batch_size
         self._place = _Place.model_validate(state) if state else self._epoch(0)
 
-    def draw(self, step: int) -> Drawn:
+    def draw(self, step: int, count: int | None = None) -> Drawn:
         if not self.drawable:
             raise ValueError("no example may be drawn: all are retired")
         parts: list[Ids] = []
-        place, missing = self._place, self._batch_size
+        place, missing = self._place, self._batch_size if count is None else count
         while missing:
             ids, place = self._take(place, missing)
             parts.append(ids)

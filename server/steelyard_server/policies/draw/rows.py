@@ -1,0 +1,53 @@
+"""What a method that looks at all examples at once is given: the rows, and the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from steelyard_server.core import exact
+from steelyard_server.core.random import Purpose, bits
+from steelyard_server.policies.draw.contract import Float32s, Ids
+
+Float64s = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """All examples: `columns` are float32[size], NaN where nothing is known, not to be changed; `retired` is sorted."""
+
+    size: int
+    retired: Ids
+    columns: Mapping[str, Float32s]
+
+    def __getitem__(self, name: str) -> Float32s:
+        return self.columns[name]
+
+    @property
+    def live(self) -> npt.NDArray[np.bool_]:
+        """bool[size]: which may be drawn at all."""
+        live = np.ones(self.size, np.bool_)
+        live[self.retired] = False
+        return live
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When a choice is made: before the draw of `step`, for the `epoch`-th time. Lots are a function of both and the
+    seed."""
+
+    step: int
+    epoch: int
+    seed: int
+
+    def uniform(self, count: int) -> Float64s:
+        """float64[count] in (0, 1), each an odd multiple of 2^-53; the same numbers at each call."""
+        words = bits(self.seed, Purpose.CHOICE, self.step).below(1 << 52, count)
+        return (words.astype(np.float64) + 0.5) / float(1 << 52)
+
+    def gumbel(self, count: int) -> Float64s:
+        """float64[count] of the standard Gumbel law, from the same lots as `uniform`."""
+        return -exact.log(-exact.log(self.uniform(count)))
