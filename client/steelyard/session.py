@@ -25,7 +25,7 @@ from steelyard.messages import Outgoing, losses_that_fit, report_parts
 from steelyard.options import SessionOptions
 from steelyard.stream import Stream
 from steelyard.v1 import trainer_pb2
-from steelyard.weigh import Rule
+from steelyard.weigh import Context, Rule
 from steelyard.weighing import PendingWeights, Rules
 
 _LOG = logging.getLogger("steelyard")
@@ -388,7 +388,7 @@ class Session:
         answer = Answer(batch.step, len(losses))
         here = self._weighs_here(batch, len(losses))
         if here:
-            answer.weights = self.rule_at(batch.step).weights(losses, step=batch.step)
+            answer.weights = self.rule_at(batch.step).weights(losses, Context(step=batch.step))
         elif not len(losses):
             answer.weights = np.zeros(0, np.float32)
         self._submit(batch, losses, signals, first, None if here else answer, limit)

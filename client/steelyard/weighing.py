@@ -52,7 +52,7 @@ class Rules:
         return "client" if word == "client" else "server"
 
     def is_free(self, step: int) -> bool:
-        """Whether the policy leaves open where weights are made."""
+        """Whether the policy and the rule leave open where weights are made."""
         return self._rules[self._index(step)][1] == "auto"
 
     def _index(self, step: int) -> int:
@@ -84,8 +84,9 @@ class PendingWeights:
 
 def _parse(config: Mapping[str, Any]) -> tuple[Rule, str]:
     try:
-        return weigh.parse(config), weigh.parse_where(config)
+        rule, where = weigh.parse(config), weigh.parse_where(config)
     except ValueError as error:
         raise InvalidArgument(
             f"the run weighs by {dict(config)!r}, which this version of the client cannot: {error}"
         ) from error
+    return rule, where if weigh.server_only(rule) is None else "server"

@@ -2,13 +2,16 @@
 
 import json
 import pickle
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from steelyard.weigh import METHODS, parse, parse_where, to_config, weights
+from steelyard.source import Source
+from steelyard.weigh import METHODS, Context, Reads, Rule, parse, parse_where, server_only, to_config, weights
 from steelyard.weigh.linupper import LinUpper
+from steelyard.weigh.rule import Array
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -108,3 +111,66 @@ def test_weights_take_a_rule_as_well_as_its_configuration() -> None:
     np.testing.assert_array_equal(
         weights(losses, LinUpper(r=0.4)), weights(losses, {"method": "linupper", "r": 0.4, "where": "server"})
     )
+
+
+@dataclass(frozen=True)
+class Lottery(Rule):
+    """A rule that only the server can weigh by, for the reason that is set."""
+
+    method: ClassVar[str] = "lottery"
+    source: ClassVar[Source] = Source("none", "none")
+    never_reported: ClassVar[str] = "They take part."
+    reads: ClassVar[Reads] = "losses"
+    column: bool = False
+    past: bool = False
+    lots: bool = False
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("reference",) if self.column else ()
+
+    @property
+    def remembers(self) -> bool:
+        return self.past
+
+    @property
+    def random(self) -> bool:
+        return self.lots
+
+    def weights(self, losses: Array, context: Context) -> Array:
+        return losses
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        (Lottery(column=True), "'reference'"),
+        (Lottery(past=True), "remembers the batches before"),
+        (Lottery(lots=True), "draws lots"),
+    ],
+)
+def test_what_the_trainer_cannot_know_is_for_the_server_alone(
+    rule: Lottery, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert reason in str(server_only(rule))
+    monkeypatch.setattr("steelyard.weigh.config.find", lambda name: Lottery)
+    config = to_config(rule)
+    assert parse({**config, "where": "server"}) == parse(config) == rule
+    with pytest.raises(
+        ValueError, match=f'"server" or "auto" for lottery, because .*{reason}.*; got "client"'
+    ):
+        parse({**config, "where": "client"})
+
+
+def test_what_reads_the_batch_alone_may_be_weighed_anywhere() -> None:
+    assert server_only(Lottery()) is None
+    assert all(server_only(METHODS[name]()) is None for name in ("uniform", "linupper", "importance"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_rule_says_where_it_comes_from(method: str) -> None:
+    rule = METHODS[method]
+    assert rule.source.paper
+    assert rule.source.where
+    assert rule.never_reported.endswith(".")
+    assert rule.reads in ("nothing", "losses", "probability", "draw")

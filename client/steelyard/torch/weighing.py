@@ -8,7 +8,7 @@ import torch.distributed as dist
 from steelyard.split import split
 from steelyard.torch.pending import Part
 from steelyard.torch.ranks import Ranks
-from steelyard.weigh import Rule
+from steelyard.weigh import Context, Rule
 
 
 def weigh_together(
@@ -21,7 +21,7 @@ def weigh_together(
     """
     step, batch_size = part.batch.step, part.batch.batch_size
     if not ranks.together:
-        alone: torch.Tensor = rule.weights(losses, step=step)
+        alone: torch.Tensor = rule.weights(losses, Context(step=step))
         return alone
     # Slices differ by one position at most, and the first ranks have the longer ones.
     longer = batch_size % ranks.world_size
@@ -38,5 +38,5 @@ def weigh_together(
         number = torch.arange(ranks.world_size, device=losses.device)
         counts = torch.where(number < longer, longest, shortest)
         mask = torch.arange(longest, device=losses.device) < counts.unsqueeze(1)
-    weights: torch.Tensor = rule.weights(rows, step=step, mask=mask)
+    weights: torch.Tensor = rule.weights(rows, Context(step=step, mask=mask))
     return weights[ranks.rank, : len(losses)]

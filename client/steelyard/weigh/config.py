@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, cast
 
 from steelyard.weigh import checks
-from steelyard.weigh.extremes import Extremes
-from steelyard.weigh.importance import Importance
-from steelyard.weigh.linupper import LinUpper
-from steelyard.weigh.quadratic import Quadratic
-from steelyard.weigh.rule import Rule
-from steelyard.weigh.uniform import Uniform
-from steelyard.weigh.upper import Upper
+from steelyard.weigh.registry import METHODS, find, names
+from steelyard.weigh.rule import Rule, server_only
 
-METHODS: Mapping[str, type[Rule]] = MappingProxyType(
-    {rule.method: rule for rule in (Uniform, LinUpper, Quadratic, Extremes, Upper, Importance)}
-)
-"""Every rule by its name."""
+__all__ = ["METHODS", "WHERE", "parameters_of", "parse", "parse_where", "to_config"]
 
 WHERE = ("auto", "server", "client")
 """Where the arithmetic runs: on the server, in the trainer, or wherever it is cheaper."""
@@ -29,18 +20,24 @@ def parse(config: Mapping[str, Any]) -> Rule:
     """The rule that a configuration asks for.
 
     ValueError: no method, an unknown method or parameter (the message names the nearest and lists the known
-    ones), or a value of the wrong type or out of range. The key "where" is checked and otherwise left to
-    parse_where.
+    ones), a value of the wrong type or out of range, or "where": "client" for a rule that only the server can
+    weigh by. The key "where" is otherwise left to parse_where.
     """
-    parse_where(config)
+    where = parse_where(config)
     if "method" not in config:
         came = ", ".join(map(str, config)) or "an empty configuration"
-        raise ValueError(f"weigh: expected a method ({', '.join(METHODS)}), got only {came}")
-    rule = METHODS[checks.choice("weigh.method", config["method"], METHODS)]
+        raise ValueError(f"weigh: expected a method ({', '.join(names())}), got only {came}")
+    kind = find(config["method"])
     parameters = {name: value for name, value in config.items() if name not in ("method", "where")}
     for name in parameters:
-        _check_parameter(rule, name)
-    return rule(**parameters)
+        _check_parameter(kind, name)
+    rule = kind(**parameters)
+    reason = server_only(rule)
+    if where == "client" and reason is not None:
+        raise ValueError(
+            f'weigh.where: expected "server" or "auto" for {rule.method}, because {reason}; got "client"'
+        )
+    return rule
 
 
 def parse_where(config: Mapping[str, Any]) -> str:

@@ -15,22 +15,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast, get_args
 
+from steelyard.source import Source
 from steelyard.weigh import checks
 from steelyard.weigh.namespace import as_float, counted, namespace, same_kind
 from steelyard.weigh.namespace import cast as cast_array
-from steelyard.weigh.rule import Array, Reads
+from steelyard.weigh.rule import Array, Context, Reads, Rule
 
 Normalise = Literal["none", "batch_max"]
 
 
 @dataclass(frozen=True)
-class Importance:
+class Importance(Rule):
     """(1 / (N p))^beta. A position whose probability is not a positive number has weight 0.
 
     The weights do not sum to n: their mean is the estimate's own noise around 1.
     """
 
     method: ClassVar[str] = "importance"
+    source: ClassVar[Source] = Source(
+        "Prioritized Experience Replay (Schaul et al., 2016); Not All Samples Are Created Equal (Katharopoulos and "
+        "Fleuret, 2018)",
+        "importance weights; dqn_zoo replay.py, idiap/importance-sampling reweighting.py",
+    )
+    never_reported: ClassVar[str] = "They weigh by the probability that the draw gave them, as all others do."
     reads: ClassVar[Reads] = "probability"
 
     beta: float = 1.0
@@ -43,16 +50,9 @@ class Importance:
         object.__setattr__(self, "beta", checks.number(f"{self.method}.beta", self.beta, 0.0, 1.0))
         object.__setattr__(self, "normalise", cast("Normalise", normalise))
 
-    def weights(
-        self,
-        losses: Array,
-        *,
-        step: int,
-        probability: Array | None = None,
-        examples: int | None = None,
-        mask: Array | None = None,
-    ) -> Array:
+    def weights(self, losses: Array, context: Context) -> Array:
         """The weights of ids drawn with `probability` from `examples` examples; see steelyard.weigh.rule."""
+        probability, examples = context.probability, context.examples
         if probability is None or examples is None:
             missing = "probability" if probability is None else "examples"
             raise ValueError(
@@ -64,7 +64,7 @@ class Importance:
         losses = as_float(losses)
         xp = namespace(losses)
         p = as_float(same_kind("probability", probability, losses))
-        mask, _ = counted(losses, mask)
+        mask, _ = counted(losses, context.mask)
         valid = xp.isfinite(p) & (p > 0.0)
         valid = valid if mask is None else valid & mask
         # In the probability's own precision, which is exact; the result is rounded once.

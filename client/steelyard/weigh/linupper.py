@@ -8,17 +8,19 @@ Source: "linupper" in the authors' language model code, called "upper" in their 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from steelyard.source import Source
 from steelyard.weigh.rule import Array
-from steelyard.weigh.seed import SeedRule
+from steelyard.weigh.seed import SeedRule, seed_source
 
 
 @dataclass(frozen=True)
 class LinUpper(SeedRule):
     """Down-weights losses below the middle of the range; weights differ by exp(delta / r) at most."""
 
-    method = "linupper"
+    method: ClassVar[str] = "linupper"
+    source: ClassVar[Source] = seed_source('strategy "linupper", called "upper" in the FSDP code')
 
     def score(self, xp: Any, h: Array) -> Array:
         """min(h + d, d)."""

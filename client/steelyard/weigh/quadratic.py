@@ -8,17 +8,19 @@ Source: "mid" in the authors' code.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from steelyard.source import Source
 from steelyard.weigh.rule import Array
-from steelyard.weigh.seed import SeedRule
+from steelyard.weigh.seed import SeedRule, seed_source
 
 
 @dataclass(frozen=True)
 class Quadratic(SeedRule):
     """Favours losses in the middle of the range; weights differ by exp(1 / r) at most, whatever delta."""
 
-    method = "quadratic"
+    method: ClassVar[str] = "quadratic"
+    source: ClassVar[Source] = seed_source('strategy "mid"')
 
     def score(self, xp: Any, h: Array) -> Array:
         """1 - (h / d)^2."""

@@ -20,13 +20,14 @@ examples; and in a batch of nearly equal losses the range is noise, which the de
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from steelyard.source import Source
 from steelyard.weigh import checks
 from steelyard.weigh.namespace import as_float, counted, namespace
-from steelyard.weigh.rule import Array, Reads
+from steelyard.weigh.rule import Array, Context, Reads, Rule
 
 # Wide enough for any use, narrow enough that no intermediate value leaves the range of float32.
 _R_LIMITS = (1e-6, 1e12)
@@ -34,12 +35,20 @@ _DELTA_LIMITS = (1e-6, 1e6)
 _MIN_RANGE_LIMITS = (1e-30, 1e30)
 
 
+PAPER = "Dynamic Loss-Based Sample Reweighting for Improved Large Language Model Pretraining (ICLR 2025)"
+
+
+def seed_source(strategy: str) -> Source:
+    """Where one of the four stands in the authors' code."""
+    return Source(PAPER, f"{strategy}; sowmaster/Sample-Level-Loss-Reweighting-ICLR-2025 src/trainer.py")
+
+
 @dataclass(frozen=True)
-class SeedRule(ABC):
+class SeedRule(Rule):
     """Parameters and arithmetic of the four rules. ValueError: a parameter out of its range."""
 
-    method: ClassVar[str]
     reads: ClassVar[Reads] = "losses"
+    never_reported: ClassVar[str] = "Nothing is remembered: the losses of the batch alone decide."
 
     r: float = 1.0
     """Temperature of the softmax; the paper uses 0.4 to 1.0, and 100 for practically uniform."""
@@ -72,26 +81,18 @@ class SeedRule(ABC):
         held = [r for start, r in self.r_schedule or () if start <= step]
         return held[-1] if held else self.r
 
-    def weights(
-        self,
-        losses: Array,
-        *,
-        step: int,
-        probability: Array | None = None,
-        examples: int | None = None,
-        mask: Array | None = None,
-    ) -> Array:
+    def weights(self, losses: Array, context: Context) -> Array:
         """The weights of one global batch; see steelyard.weigh.rule."""
         losses = as_float(losses)
         xp = namespace(losses)
-        mask, n = counted(losses, mask)
+        mask, n = counted(losses, context.mask)
         if 0 in losses.shape:
             return losses
         valid = xp.isfinite(losses) if mask is None else xp.isfinite(losses) & mask
-        if step < self.warmup_steps:
+        if context.step < self.warmup_steps:
             return _softmax(xp, xp.zeros_like(losses), valid, n)
         scores = self.score(xp, _normalise(xp, losses, valid, self.delta, self.min_range))
-        return _softmax(xp, scores / self.temperature(step), valid, n)
+        return _softmax(xp, scores / self.temperature(context.step), valid, n)
 
 
 def _normalise(xp: Any, losses: Array, valid: Array, delta: float, min_range: float) -> Array:
