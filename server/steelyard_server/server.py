@@ -32,6 +32,7 @@ from steelyard.v1 import (
     trainer_pb2,
     trainer_pb2_grpc,
 )
+from steelyard_server import plugins
 from steelyard_server.config import Settings
 from steelyard_server.history.errors import StoreError
 from steelyard_server.history.store import Store
@@ -85,6 +86,9 @@ class Server:
         settings = self._settings
         if settings.kernels == "compiled":
             self._kernels.finish()
+        # Before runs are loaded, which may use them.
+        for fault in plugins.register():
+            _log.warning("method_refused", fault=fault)
         self._store = Store.open(
             settings.data_dir,
             durability=settings.durability,

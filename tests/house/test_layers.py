@@ -23,6 +23,9 @@ LAYERS = [
     "kernel_cache",
     "kernels_at_start",
     "policies",
+    "methods",
+    "plugins",
+    "catalogue",
     "history",
     "config",
     "runs",
@@ -42,7 +45,7 @@ PURE_MODULES = {
     *("__future__", "abc", "bisect", "collections", "contextlib", "copy", "dataclasses", "difflib", "enum"),
     *("fractions", "functools", "hashlib", "heapq", "itertools", "json", "math", "numbers", "operator", "re"),
     *("struct", "types", "typing", "numpy", "pydantic", "steelyard.split", "steelyard.weigh"),
-    "steelyard.source",
+    *("steelyard.source", "steelyard.registry"),
 }
 PURE_BUILTINS_REFUSED = {"open", "print", "input", "breakpoint", "eval", "exec", "__import__"}
 # Their last bit differs between processors or libraries, and one bit may draw another batch: core.exact has the same
@@ -56,7 +59,7 @@ NUMPY_FILES_REFUSED = {"load", "save", "savez", "fromfile", "memmap", "loadtxt",
 # What of the client the daemon may use; the command line, a client itself, may use all of it.
 SHARED = {
     *("steelyard.wire", "steelyard.split", "steelyard.weigh", "steelyard.source", "steelyard.errors"),
-    "steelyard.v1",
+    *("steelyard.registry", "steelyard.plugins", "steelyard.v1"),
 }
 CLIENT_THIRD_PARTY = {"grpc", "google", "numpy"}
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
+from steelyard import plugins
+from steelyard.registry import Registry
 from steelyard.weigh import checks
 from steelyard.weigh.extremes import Extremes
 from steelyard.weigh.importance import Importance
@@ -15,10 +15,8 @@ from steelyard.weigh.rule import Rule
 from steelyard.weigh.uniform import Uniform
 from steelyard.weigh.upper import Upper
 
-METHODS: Mapping[str, type[Rule]] = MappingProxyType(
-    {rule.method: rule for rule in (Uniform, LinUpper, Quadratic, Extremes, Upper, Importance)}
-)
-"""Every rule of this package by its name."""
+METHODS: Registry[Rule] = Registry("weigh", Rule, (Uniform, LinUpper, Quadratic, Extremes, Upper, Importance))
+"""Every rule by its name: those of this package, and those of a user that were asked for."""
 
 
 def names() -> tuple[str, ...]:
@@ -27,5 +25,12 @@ def names() -> tuple[str, ...]:
 
 
 def find(name: Any) -> type[Rule]:
-    """The rule of that name. ValueError: none has it; the message lists the known ones and the nearest."""
+    """The rule of that name, from the entry points of users (steelyard.plugins) where no other has it.
+
+    ValueError: none has it, and the message lists the known ones and the nearest; or the entry point of that name gives
+    no rule, and the message says why.
+    """
+    if isinstance(name, str) and name not in METHODS:
+        for entry in plugins.entry_points(name):
+            plugins.register(entry, METHODS)
     return METHODS[checks.choice("weigh.method", name, names())]

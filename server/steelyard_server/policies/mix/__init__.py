@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+from steelyard.registry import Registry
 from steelyard_server.policies.mix.contract import GroupReport, Mix, State
 from steelyard_server.policies.mix.static import Static
 from steelyard_server.policies.mix.temperature import Temperature
 
-METHODS: Mapping[str, type[Mix]] = {"static": Static, "temperature": Temperature}
+METHODS: Registry[Mix] = Registry("mix", Mix, (Static, Temperature))
 
 __all__ = ["METHODS", "GroupReport", "Mix", "State"]
