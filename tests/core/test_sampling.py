@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from steelyard_server.core.random import Bits, Purpose, bits
-from steelyard_server.core.sampling import Sample, Sampling, comb, law_for, sample
+from steelyard_server.core.sampling import Sample, Sampling, comb, distinct_copies, law_for, sample
 from steelyard_server.core.tree import UNSEEN, Law, MassTree
 
 PINNED = {
@@ -267,3 +267,28 @@ def test_what_cannot_be_drawn_is_refused_with_the_numbers() -> None:
         law_for(tree, 0, 1.0)
     with pytest.raises(ValueError, match="got nan"):
         law_for(tree, 0, float("nan"))
+
+
+@given(st.lists(st.integers(0, 15), min_size=1, max_size=7).filter(any), st.integers(0, 7), st.integers(0, 9))
+@settings(max_examples=40, deadline=None)
+def test_the_copies_told_of_a_distinct_draw_are_those_counted_over_all_offsets(
+    masses: list[int], count: int, unseen: int
+) -> None:
+    tree, law = tree_of([UNSEEN if mass == 15 else mass for mass in masses]), Law(unseen=unseen)
+    drawable = int(np.count_nonzero(tree.effective(np.arange(len(masses)), law)))
+    ids = np.arange(len(masses))
+    if count > drawable:
+        with pytest.raises(ValueError, match=f"expected at least {count} ids"):
+            distinct_copies(tree, law, ids, count)
+        return
+    told = distinct_copies(tree, law, ids, count)
+    assert told.sum() == pytest.approx(count, abs=1e-12)
+    counted = np.zeros(len(masses))
+    if count:
+        _, bound = drawn_with(tree, law, count, Sampling.DISTINCT, 0)
+        for offset in range(bound):
+            drawn = drawn_with(tree, law, count, Sampling.DISTINCT, offset)[0]
+            counted[drawn.ids] += 1
+            assert drawn.probability * count == pytest.approx(told[drawn.ids], rel=1e-14)
+        counted /= bound
+    assert told == pytest.approx(counted, rel=1e-12)

@@ -29,6 +29,9 @@ class Purpose(enum.IntEnum):
     CHOICE = 4
     """Of a method that chooses with its own lots, besides the draw: noise, a pool, who is pruned."""
     MIX = 5
+    """How many of a batch each group gives."""
+    GROUP = 6
+    """The seed of a group's own draw."""
 
 
 class Bits:

@@ -73,6 +73,25 @@ def sample(tree: MassTree, law: Law, batch_size: int, mode: Sampling, draw: Bits
     return Sample(ids.take(shuffled), probability.take(shuffled))
 
 
+def distinct_copies(
+    tree: MassTree, law: Law, ids: npt.NDArray[np.int64], count: int
+) -> npt.NDArray[np.float64]:
+    """How likely each of `ids` is among `count` distinct ones: min(1, count * p) after capping, float64[n].
+
+    ValueError where fewer than `count` ids can be drawn.
+    """
+    if count == 0:
+        return np.zeros(len(ids))
+    _check_enough(tree, law, count)
+    certain, rest = _certain(tree, law, count)
+    teeth = count - certain.size
+    copies = np.where(np.isin(ids, certain), 1.0, 0.0)
+    if teeth:
+        others = copies == 0
+        copies[others] = tree.effective(ids[others], law) * np.uint64(teeth) / np.float64(rest)
+    return copies
+
+
 def comb(total: int, teeth: int, offset: _Words) -> _Words:
     """floor((j * total + offset_j) / teeth) for j = 0..teeth-1, exact, as uint64[teeth], ascending.
 
@@ -127,11 +146,7 @@ def _distinct(
     Once no id is left with teeth * w >= rest, the teeth of the comb stand at least the widest id apart, so
     none is hit twice, and an id of mass w is hit for teeth * w of the `rest` equally likely offsets.
     """
-    drawable = tree.live if law.unseen + law.extra else tree.live - tree.unseen
-    if drawable < batch_size:
-        raise ValueError(
-            f"expected at least {batch_size} ids that can be drawn for a distinct batch, got {drawable}"
-        )
+    _check_enough(tree, law, batch_size)
     total = tree.total(law)
     # An id that is taken for certain is as wide as the teeth of a comb over all ids stand apart, so the comb hits it:
     # mostly there is none, and the comb is the batch.
@@ -152,6 +167,14 @@ def _distinct(
     if certain.size == 0:
         return ids, probability
     return np.concatenate([certain, ids]), np.concatenate([sure, probability])
+
+
+def _check_enough(tree: MassTree, law: Law, batch_size: int) -> None:
+    drawable = tree.live if law.unseen + law.extra else tree.live - tree.unseen
+    if drawable < batch_size:
+        raise ValueError(
+            f"expected at least {batch_size} ids that can be drawn for a distinct batch, got {drawable}"
+        )
 
 
 def _certain(tree: MassTree, law: Law, batch_size: int) -> tuple[npt.NDArray[np.int64], int]:

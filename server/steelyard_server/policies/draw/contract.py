@@ -116,6 +116,11 @@ class Drawer(ABC):
         """How many examples may be drawn."""
 
     @property
+    def most(self) -> int | None:
+        """The most ids that one draw can have; None where it may have as many as it is asked for."""
+        return None
+
+    @property
     def never_reported(self) -> int | None:
         """How many of them have no score yet; None where the draw keeps no score."""
         return None

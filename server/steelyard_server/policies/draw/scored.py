@@ -22,7 +22,7 @@ from steelyard_server.core.exact import quantise
 from steelyard_server.core.kernels.plain.scores import greatest_log2_weight, log2_weights
 from steelyard_server.core.kernels.scores import FLAT, POWER, SOFTMAX
 from steelyard_server.core.random import Purpose, bits
-from steelyard_server.core.sampling import Sampling, law_for, sample
+from steelyard_server.core.sampling import Sampling, distinct_copies, law_for, sample
 from steelyard_server.core.tree import CHUNK, Law, MassTree
 from steelyard_server.policies.columns import Derived, parse_derived
 from steelyard_server.policies.draw.contract import Draw, Drawer, Drawn, Examples, Float32s, Ids
@@ -163,6 +163,11 @@ class ScoredDrawer(Drawer):
         )
         return Drawn(chosen.ids, chosen.probability, 1.0 / self._tree.live)
 
+    def copies(self, ids: Ids, count: int) -> Float64s | None:
+        if self._draw.sampling is not Sampling.DISTINCT:
+            return None
+        return distinct_copies(self._tree, self._law(), ids, count)
+
     def changed(self, ids: Ids) -> None:
         top = self._tree.reweigh(ids, self._scores, *self._curve, self._scale.scale)
         greatest = top if top > -math.inf else None
@@ -193,6 +198,10 @@ class ScoredDrawer(Drawer):
     @property
     def drawable(self) -> int:
         return self._tree.live
+
+    @property
+    def most(self) -> int | None:
+        return self._tree.live if self._draw.sampling is Sampling.DISTINCT else None
 
     @property
     def never_reported(self) -> int | None:
