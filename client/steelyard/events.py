@@ -108,6 +108,8 @@ class BatchDrawn:
     """steelyard.wire.batch_digest(step, ids)."""
     draw_state: Mapping[str, Any]
     """What the drawing method notes about its draw, for a reader's eyes."""
+    weight: npt.NDArray[np.float32]
+    """float32[B]: what the draw itself gave each, for a weigh rule that reads it; 1 under a draw that gives none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -331,6 +333,9 @@ def _batch_drawn(record: int, message: pb.BatchDrawn) -> BatchDrawn:
     probability = np.full(len(ids), message.uniform_probability)
     if message.HasField("probability"):
         probability = wire.unpack(message.probability, np.float64, count=len(ids), name="probability")
+    weight = np.ones(len(ids), np.float32)
+    if message.HasField("weight"):
+        weight = wire.unpack(message.weight, np.float32, count=len(ids), name="weight")
     return BatchDrawn(
         record=record,
         step=message.step,
@@ -340,6 +345,7 @@ def _batch_drawn(record: int, message: pb.BatchDrawn) -> BatchDrawn:
         state_version=message.state_version,
         digest=message.digest,
         draw_state=from_struct(message.draw_state),
+        weight=weight,
     )
 
 

@@ -40,6 +40,7 @@ EXAMPLES: list[Event] = [
     IdsRetired(np.array([], np.int64)),
     BatchDrawn(7, IDS, np.array([0.1, 0.2, 1 / 3, 1e-300]), 0.0, 6, 2**64 - 1, {"epoch": 3}),
     BatchDrawn(2**40, IDS[:1], None, 1 / 3, 0, 0),
+    BatchDrawn(8, IDS, None, 1 / 3, 0, 1, {}, np.array([1, 2.5, 0, 1e-38], np.float32)),
     LossesReported(7, 2, {"loss": NONFINITE, "el2n": np.zeros(0, np.float32)}),
     SignalsObserved(0, IDS, {"loss": NONFINITE}),
     StepClosed(9, "timeout"),

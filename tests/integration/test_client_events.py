@@ -129,7 +129,7 @@ def as_core(event):
         case events.BatchDrawn():
             return core.BatchDrawn(
                 event.step, event.ids, event.probability, event.uniform_probability, event.state_version,
-                event.digest, event.draw_state,
+                event.digest, event.draw_state, event.weight,
             )  # fmt: skip
         case events.LossesReported():
             return core.LossesReported(event.step, event.offset, event.signals)

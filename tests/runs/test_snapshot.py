@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -54,3 +55,14 @@ def test_asking_a_run_about_its_draw_does_not_change_it(make_run: Any) -> None:
     assert run.get_drawer_state() is None
     assert run.peek_drawer().drawable == 40
     assert run.get_drawer_state() is None
+
+
+def test_a_restored_run_knows_what_the_draw_gave_each(make_run: Any) -> None:
+    live = make_run()
+    weight = np.array([1, 2.5, 0, 1e-38, 7, 1 / 3], np.float32)
+    live.apply(dataclasses.replace(live.draw(), weight=weight))
+    live.apply(live.draw())
+    again = restored(live)
+    assert again.steps[0].drawn.weight is not None
+    assert again.steps[0].drawn.weight.tobytes() == weight.tobytes()
+    assert again.steps[1].drawn.weight is None

@@ -101,8 +101,9 @@ def _batch_drawn(event: kinds.BatchDrawn) -> str:
     probability = event.probability
     same = len(probability) and (probability == probability[0]).all()
     law = f"all {probability[0]:.6g}" if same else _array(probability)
+    weight = "" if (event.weight == 1).all() else f" weight {_array(event.weight)};"
     return (
-        f"step {event.step}: ids {_array(event.ids)}; probability {law}; state {event.state_version}; "
+        f"step {event.step}: ids {_array(event.ids)}; probability {law};{weight} state {event.state_version}; "
         f"digest {event.digest:016x}"
     )
 

@@ -109,6 +109,8 @@ def _fill_batch_drawn(message: events_pb2.BatchDrawn, event: BatchDrawn) -> None
     message.state_version = event.state_version
     message.digest = event.digest
     message.draw_state_json = to_json(event.draw_state)
+    if event.weight is not None:
+        fill(message.weight, event.weight.astype(np.float32, copy=False))
 
 
 def _get_batch_drawn(message: events_pb2.BatchDrawn) -> BatchDrawn:
@@ -120,6 +122,7 @@ def _get_batch_drawn(message: events_pb2.BatchDrawn) -> BatchDrawn:
         state_version=message.state_version,
         digest=message.digest,
         draw_state=from_json(message.draw_state_json),
+        weight=_unpack_float32(message.weight) if message.HasField("weight") else None,
     )
 
 

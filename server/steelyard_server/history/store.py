@@ -67,9 +67,10 @@ __all__ = [
     "Table",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Of everything below the directory. A newer one is refused; raise it when an older program would misread. An older
-one is read as it is and counts as this one from then on. 1 knew no segments of losses and no blank chunks."""
+one is read as it is and counts as this one from then on. 1 knew no segments of losses and no blank chunks; 2 no weight
+that a draw gives, nothing that a weigh rule remembers, and no column that counts what was served."""
 
 Durability = Literal["sync", "interval"]
 OnDurable = Callable[[BaseException | None], None]

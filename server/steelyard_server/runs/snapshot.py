@@ -87,6 +87,8 @@ def _save_step(record: StepRecord, blobs: dict[str, AnyArray], *, copy: bool) ->
     blobs[f"{at}/reported"] = record.reported.copy() if copy else record.reported
     if drawn.probability is not None:
         blobs[f"{at}/probability"] = drawn.probability
+    if drawn.weight is not None:
+        blobs[f"{at}/weight"] = drawn.weight
     for name, values in record.signals.items():
         blobs[f"{at}/signal/{name}"] = values.copy() if copy else values
     return {
@@ -111,6 +113,7 @@ def _load_step(row: Mapping[str, Any], blobs: Mapping[str, AnyArray]) -> StepRec
         state_version=row["state_version"],
         digest=int(row["digest"]),
         draw_state=row["draw_state"],
+        weight=blobs.get(f"{at}/weight"),
     )
     return StepRecord(
         drawn=drawn,

@@ -74,7 +74,7 @@ def _ids_of(event: IdsRetired | ColumnSet) -> tuple[int, int]:
 
 
 def _drawn_of(event: BatchDrawn) -> tuple[int, int]:
-    return len(event.ids), 16
+    return len(event.ids), 20
 
 
 def _signals_of(event: LossesReported | SignalsObserved) -> tuple[int, int]:
@@ -116,6 +116,8 @@ def _batch_drawn(to: pb.BatchDrawn, event: BatchDrawn, cut: slice) -> None:
     to.state_version = event.state_version
     to.digest = event.digest
     to.draw_state.CopyFrom(convert.struct(event.draw_state))
+    if event.weight is not None:
+        to.weight.CopyFrom(wire.pack(event.weight[cut], np.float32))
 
 
 def _losses_reported(to: pb.LossesReported, event: LossesReported, cut: slice) -> None:

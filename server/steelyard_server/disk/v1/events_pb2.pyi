@@ -70,7 +70,7 @@ class IdsRetired(_message.Message):
     def __init__(self, ids: _Optional[_Union[_arrays_pb2.Array, _Mapping]] = ...) -> None: ...
 
 class BatchDrawn(_message.Message):
-    __slots__ = ("step", "ids", "probability", "uniform_probability", "state_version", "digest", "draw_state_json")
+    __slots__ = ("step", "ids", "probability", "uniform_probability", "state_version", "digest", "draw_state_json", "weight")
     STEP_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,7 @@ class BatchDrawn(_message.Message):
     STATE_VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     DRAW_STATE_JSON_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
     step: int
     ids: _arrays_pb2.Array
     probability: _arrays_pb2.Array
@@ -85,7 +86,8 @@ class BatchDrawn(_message.Message):
     state_version: int
     digest: int
     draw_state_json: str
-    def __init__(self, step: _Optional[int] = ..., ids: _Optional[_Union[_arrays_pb2.Array, _Mapping]] = ..., probability: _Optional[_Union[_arrays_pb2.Array, _Mapping]] = ..., uniform_probability: _Optional[float] = ..., state_version: _Optional[int] = ..., digest: _Optional[int] = ..., draw_state_json: _Optional[str] = ...) -> None: ...
+    weight: _arrays_pb2.Array
+    def __init__(self, step: _Optional[int] = ..., ids: _Optional[_Union[_arrays_pb2.Array, _Mapping]] = ..., probability: _Optional[_Union[_arrays_pb2.Array, _Mapping]] = ..., uniform_probability: _Optional[float] = ..., state_version: _Optional[int] = ..., digest: _Optional[int] = ..., draw_state_json: _Optional[str] = ..., weight: _Optional[_Union[_arrays_pb2.Array, _Mapping]] = ...) -> None: ...
 
 class LossesReported(_message.Message):
     __slots__ = ("step", "offset", "signals")
