@@ -31,6 +31,11 @@ def softmax(exponents: Float64s) -> Float64s:
     return normalised(exp(exponents - greatest))
 
 
+def with_least(shares: Float64s, least: float) -> Float64s:
+    """Shares below `least` raised to it, and the sum brought back to 1."""
+    return normalised(np.maximum(shares, least))
+
+
 def drawable(masses: Float64s, sizes: Int64s) -> Float64s:
     """The masses; or the sizes, where every group that has mass is empty and others are not: a run goes on."""
     return masses if np.any(masses[sizes > 0] > 0) else sizes.astype(np.float64)
