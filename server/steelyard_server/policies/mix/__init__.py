@@ -6,9 +6,10 @@ from steelyard.registry import Registry
 from steelyard_server.policies.mix.contract import GroupReport, Mix, State
 from steelyard_server.policies.mix.domain_schedule import DomainSchedule
 from steelyard_server.policies.mix.group_balanced import GroupBalanced
+from steelyard_server.policies.mix.group_dro import GroupDro
 from steelyard_server.policies.mix.static import Static
 from steelyard_server.policies.mix.temperature import Temperature
 
-METHODS: Registry[Mix] = Registry("mix", Mix, (DomainSchedule, GroupBalanced, Static, Temperature))
+METHODS: Registry[Mix] = Registry("mix", Mix, (DomainSchedule, GroupBalanced, GroupDro, Static, Temperature))
 
 __all__ = ["METHODS", "GroupReport", "Mix", "State"]

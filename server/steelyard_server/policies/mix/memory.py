@@ -1,0 +1,57 @@
+"""What rules that read reports remember of each group: its last mean, and what came since the last round."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from steelyard_server.policies.mix.contract import Float64s, GroupReport, State
+
+
+def array(state: State, name: str) -> Float64s:
+    """A list of the state as float64[n]."""
+    return np.array(state[name], np.float64)
+
+
+def listed(**arrays: Float64s) -> dict[str, list[float]]:
+    """Arrays as lists of a state."""
+    return {name: values.tolist() for name, values in arrays.items()}
+
+
+def nothing(groups: int, *names: str) -> dict[str, list[float]]:
+    """A list of `groups` zeros under each name."""
+    return {name: [0.0] * groups for name in names}
+
+
+def with_others_mean(values: Float64s, known: Float64s) -> Float64s:
+    """`values` where `known` is not 0; elsewhere the mean of those, so that a group of which nothing is known is
+    neither raised nor lowered by that. 0 where none is known."""
+    there = known > 0
+    return np.where(there, values, values[there].mean() if there.any() else 0.0)
+
+
+def fresh_round(groups: int, every: int) -> dict[str, list[float]]:
+    """The part of a state that `gather` and `close_round` keep."""
+    return {**nothing(groups, "sum", "count", "last", "known"), "due": [float(every)]}
+
+
+def gather(state: State, report: GroupReport, signal: str) -> dict[str, list[float]]:
+    """The state with the report's values of `signal` added to what came since the last round."""
+    total, count = report.sums(signal)
+    added = listed(sum=array(state, "sum") + total, count=array(state, "count") + count)
+    return {**state, **added}
+
+
+def is_due(state: State, report: GroupReport) -> bool:
+    """Whether the round ends with this report, and something came in it."""
+    return report.step + 1 >= state["due"][0] and any(state["count"])
+
+
+def close_round(state: State, report: GroupReport, every: int) -> dict[str, list[float]]:
+    """The state once the round is over: `last` holds each group's mean of it, or of its last one with values, `known`
+    whether there was one; the next round ends `every` steps on."""
+    total, count = array(state, "sum"), array(state, "count")
+    came = count > 0
+    last = np.divide(total, count, out=array(state, "last"), where=came)
+    known = np.where(came, 1.0, array(state, "known"))
+    none = nothing(len(total), "sum", "count")
+    return {**state, **none, **listed(last=last, known=known), "due": [float(report.step + 1 + every)]}
