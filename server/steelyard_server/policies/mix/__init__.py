@@ -5,11 +5,14 @@ from __future__ import annotations
 from steelyard.registry import Registry
 from steelyard_server.policies.mix.contract import GroupReport, Mix, State
 from steelyard_server.policies.mix.domain_schedule import DomainSchedule
+from steelyard_server.policies.mix.doremi import Doremi
 from steelyard_server.policies.mix.group_balanced import GroupBalanced
 from steelyard_server.policies.mix.group_dro import GroupDro
 from steelyard_server.policies.mix.static import Static
 from steelyard_server.policies.mix.temperature import Temperature
 
-METHODS: Registry[Mix] = Registry("mix", Mix, (DomainSchedule, GroupBalanced, GroupDro, Static, Temperature))
+METHODS: Registry[Mix] = Registry(
+    "mix", Mix, (DomainSchedule, Doremi, GroupBalanced, GroupDro, Static, Temperature)
+)
 
 __all__ = ["METHODS", "GroupReport", "Mix", "State"]
