@@ -51,3 +51,11 @@ class Moment:
     def gumbel(self, count: int) -> Float64s:
         """float64[count] of the standard Gumbel law, from the same lots as `uniform`."""
         return -exact.log(-exact.log(self.uniform(count)))
+
+
+def contains(ordered: Ids, ids: Ids) -> npt.NDArray[np.bool_]:
+    """Which of `ids` stand in `ordered`, which is sorted: bool[m]. O(m · log)."""
+    if not len(ordered):
+        return np.zeros(len(ids), np.bool_)
+    found = np.searchsorted(ordered, ids)
+    return np.asarray(ordered[np.minimum(found, len(ordered) - 1)] == ids)

@@ -18,6 +18,7 @@ from steelyard.source import Source
 from steelyard_server.core.permutation import permute
 from steelyard_server.policies.columns import Derived
 from steelyard_server.policies.draw.contract import Draw, Drawer, Drawn, Examples, Ids
+from steelyard_server.policies.draw.rows import contains
 
 _LEVELS_PER_EPOCH = 1 << 20
 
@@ -144,7 +145,7 @@ class ShuffleDrawer(Drawer):
         stop = min(place.cursor + wide, place.levels[-1].size)
         ids = self._resolve(place, np.arange(place.cursor, stop, dtype=np.uint64))
         if len(self._examples.retired):
-            kept = np.flatnonzero(~_contains(self._examples.retired, ids))[:count]
+            kept = np.flatnonzero(~contains(self._examples.retired, ids))[:count]
             if len(kept) == count:
                 stop = place.cursor + int(kept[-1]) + 1
             ids = ids[kept]
@@ -164,8 +165,3 @@ class ShuffleDrawer(Drawer):
             ids[at[new]] = level.first + shuffled[new] - level.left
             at, index = at[~new], (level.start + shuffled[~new]).astype(np.uint64)
         return ids
-
-
-def _contains(ordered: Ids, ids: Ids) -> npt.NDArray[np.bool_]:
-    found = np.searchsorted(ordered, ids)
-    return np.asarray(ordered[np.minimum(found, len(ordered) - 1)] == ids)
