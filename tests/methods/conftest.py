@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from steelyard.testing import method_contract  # noqa: F401 -- a fixture
 from steelyard_server.plugins import FAMILIES
 
 _FILE = Path(__file__).resolve().parents[1] / "golden" / "goldens.json"

@@ -74,6 +74,8 @@ class Rule(ABC):
     source: ClassVar[Source]
     never_reported: ClassVar[str]
     """What examples get that were never reported: one sentence."""
+    example: ClassVar[Mapping[str, Any]] = {}
+    """Values for the fields that have no default, with which the contract is tried."""
 
     reads: ClassVar[Reads]
     """What the weights depend on besides the step: "losses" needs those of all ranks, and the others are known at the

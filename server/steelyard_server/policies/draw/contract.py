@@ -139,6 +139,8 @@ class Draw(BaseModel, ABC):
     """The paper, and the place in it or in its authors' code."""
     never_reported: ClassVar[str]
     """What becomes of examples that were never reported, in one sentence."""
+    example: ClassVar[Mapping[str, Any]] = {}
+    """Values for the fields that have no default, with which the contract is tried."""
     gives_weights: ClassVar[bool] = False
     """Whether its batches come with a weight for each, which makes good for its own choice."""
 

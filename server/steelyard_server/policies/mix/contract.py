@@ -76,6 +76,8 @@ class Mix(BaseModel, ABC):
     source: ClassVar[Source]
     never_reported: ClassVar[str]
     """What examples that were never reported get, in one sentence."""
+    example: ClassVar[Mapping[str, Any]] = {}
+    """Values for the fields that have no default, with which the contract is tried: for three groups."""
     per_group: ClassVar[Mapping[str, float]] = {}
     """The fields with one number a group, and what a group counts as that came after the list was written."""
 

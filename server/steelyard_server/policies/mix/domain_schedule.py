@@ -16,7 +16,8 @@ Weak labels first, then strong ones:
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -60,6 +61,9 @@ class DomainSchedule(Mix):
         where="the schedule that the abstract describes",
     )
     never_reported: ClassVar[str] = "Drawn like every other example of their group: reports are not read."
+    example: ClassVar[Mapping[str, Any]] = {
+        "stages": [{"start_step": 0, "mix": [0.6, 0.3, 0.1]}, {"start_step": 4, "mix": [0.3, 0.2, 0.5]}]
+    }
 
     method: Literal["domain_schedule"] = "domain_schedule"
     stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=4096)]

@@ -1,13 +1,4 @@
-"""Real servers for tests: one inside the test's process, and one as a process that can be killed.
-
-with steelyard.testing.server(tmp_path) as client:
-    client.create_dataset("d", size=100)
-
-with steelyard.testing.ServerProcess(tmp_path) as process:
-    run = process.client().create_run("r", dataset="d", batch_size=8)
-    process.kill()
-    process.start()     # the same directory and port: sessions go on
-"""
+"""Real servers for tests: one inside the test's process, and one as a process that can be killed."""
 
 from __future__ import annotations
 
