@@ -78,7 +78,8 @@ def test_what_is_not_said_takes_its_default() -> None:
         ({**SCORED, "unseen": "most"}, "got 'most'"),
         ({**SCORED, "unseen": -1.0}, "got -1.0"),
         ({**SCORED, "score": ""}, "draw.score: "),
-        ({**SCORED, "alpha": -1, "floor": 2}, "; draw.floor: "),
+        ({**SCORED, "alpha": -1, "floor": 2}, "; draw.alpha: "),
+        ({**SCORED, "score": "own:weight"}, "'own:weight' is a method's own column"),
     ],
 )
 def test_a_draw_that_cannot_be_used_is_refused_with_what_came_and_the_nearest_name(

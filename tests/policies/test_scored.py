@@ -17,7 +17,8 @@ from scipy import stats
 from steelyard import weigh
 from steelyard_server.core.tree import UNSEEN
 from steelyard_server.policies.draw.contract import Examples
-from steelyard_server.policies.draw.scored import Scored, ScoredDrawer
+from steelyard_server.policies.draw.engines.local import ScoredDrawer
+from steelyard_server.policies.draw.scored import Scored
 
 ERROR_RATE = 1e-6
 """Chance that a right drawer fails a statistical test, had the seed not been fixed."""

@@ -14,6 +14,8 @@ from steelyard_server.policies.columns import Derived
 from steelyard_server.policies.draw import METHODS, Draw, Drawer, Examples
 from steelyard_server.policies.draw.contract import Float32s
 
+_OWN = "own:"
+
 
 class PolicyError(ValueError):
     """The policy cannot be used; the message says what was expected and what came."""
@@ -80,6 +82,7 @@ def parse_policy(draw: Mapping[str, Any], weigher: Mapping[str, Any]) -> Policy:
     except (ValueError, TypeError) as error:
         raise PolicyError(f"weigh: {error}") from error
     policy = Policy(_parse_draw(draw), rule, where)
+    _refuse_misnamed_columns(policy)
     _refuse_double_counting(policy)
     return policy
 
@@ -105,8 +108,21 @@ def _explain(method: type[Draw], name: str, detail: Any) -> str:
     return f"draw.{field}: {detail['msg']}; got {detail['input']!r}"
 
 
+def _refuse_misnamed_columns(policy: Policy) -> None:
+    """A colon is in no name of an uploaded column, so that a method's own columns are never anybody else's."""
+    for name in policy.static:
+        if name.startswith(_OWN):
+            raise PolicyError(
+                f"draw: {name!r} is a method's own column, which no draw may read as an uploaded one"
+            )
+    for name in policy.own:
+        if not name.startswith(_OWN):
+            raise PolicyError(f"draw: expected a method's own column to be named {_OWN}NAME, got {name!r}")
+
+
 def _refuse_double_counting(policy: Policy) -> None:
     by_loss = [column.name for column in policy.derived if column.signal == "loss"]
+    by_loss += [f"each reported {signal}" for signal in policy.listens if signal == "loss"]
     if by_loss and policy.weigh.reads == "losses":
         raise PolicyError(
             f"the draw reads {by_loss[0]} and the weigher reads the losses again, so a high loss would count twice; "

@@ -1,1 +1,1 @@
-"""What draw methods have in common: each engine does the work of a family, and a method adds one pure function."""
+"""What draws: drawers that several methods share. A method itself is a small model and one pure function."""
