@@ -40,7 +40,9 @@ class Entry:
 
 
 def entries(family: str | None = None) -> list[Entry]:
-    """All methods that are registered, or those of one family: by family, then by name."""
+    """All methods that are registered, or those of one family: by family, then by name. LookupError: no such family."""
+    if family not in (None, *families()):
+        raise LookupError(f"expected one of the families {', '.join(families())}; got {family!r}")
     return [
         _entry(registry.family, name, method, built_in=registry.is_built_in(name))
         for registry in FAMILIES

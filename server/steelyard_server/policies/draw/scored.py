@@ -39,11 +39,14 @@ class Scored(MassDraw):
     transform: Literal["identity", "power", "softmax"] = "power"
     """Weight of a score s: s, s^alpha, or exp(s / temperature)."""
     alpha: Annotated[float, Field(ge=0, le=64)] = 1.0
+    """Exponent of transform "power"; 0 weighs every known score alike."""
     temperature: Annotated[float, Field(ge=1e-9)] = 1.0
+    """Of transform "softmax", in units of the score: the larger, the more uniform."""
     unseen: Literal["max", "mean"] | Annotated[float, Field(ge=0)] = "max"
     """Weight of an example without a score: the greatest that any example has had, the mean one of those that have a
     score now, or that of this score."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of a score ema_SIGNAL: the share of the old mean that stays with each report."""
 
     @property
     def derived(self) -> tuple[Derived, ...]:

@@ -1,0 +1,71 @@
+"""steelyard methods: what there is to draw, mix and weigh by."""
+
+import json
+import textwrap
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from steelyard_server import plugins
+from steelyard_server.catalogue import REQUIRED, Entry, Parameter, entries, find
+from steelyard_server.cli.options import AsJson, print_json
+
+_WIDTH = 110
+
+
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Only the method of this name.", show_default=False)
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(metavar="draw|mix|weigh", help="Only the methods of this family.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the methods with their parameters, defaults and sources: the built-in ones and those that are installed.
+
+    Asks no server: it lists what one started from here would know.
+    """
+    for fault in plugins.register():
+        typer.echo(f"steelyard: {fault}", err=True)
+    try:
+        found = entries(family) if name is None else find(name, family)
+    except LookupError as error:
+        raise typer.BadParameter(str(error)) from error
+    if as_json:
+        print_json([entry.as_json() for entry in found])
+        return
+    for entry in found:
+        for line in _lines(entry, whole=name is not None):
+            typer.echo(line)
+
+
+def _lines(entry: Entry, *, whole: bool) -> Iterator[str]:
+    """A method for the screen: three lines and their continuations, or all that is known of it."""
+    origin = "" if entry.origin == "built in" else f" (from {entry.origin})"
+    yield f"{entry.family} {entry.name}{origin}"
+    yield from _wrapped(entry.summary)
+    if whole:
+        yield from _wrapped(f"Never reported: {entry.never_reported}")
+    yield from _wrapped(f"Source: {entry.paper}; {entry.where}")
+    if whole:
+        for parameter in entry.parameters:
+            yield from _wrapped(
+                f"{parameter.name} = {shown(parameter)} ({parameter.type}): {parameter.doc}", hang="      "
+            )
+    elif entry.parameters:
+        yield from _wrapped(" · ".join(f"{one.name} = {shown(one)}" for one in entry.parameters))
+    yield ""
+
+
+def shown(parameter: Parameter) -> str:
+    """A default as it is written in a policy."""
+    default: Any = parameter.default
+    if default is REQUIRED:
+        return "(required)"
+    return default if isinstance(default, str) else json.dumps(default)
+
+
+def _wrapped(text: str, hang: str = "    ") -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent="    ", subsequent_indent=hang, break_long_words=False)
