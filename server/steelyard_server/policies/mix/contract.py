@@ -8,7 +8,7 @@ of the run's state: saved, rewound and forked with it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
@@ -146,3 +146,13 @@ class Mix(BaseModel, ABC):
     @classmethod
     def parse(cls, config: Mapping[str, Any]) -> Self:
         return cls.model_validate(dict(config))
+
+
+def expect_square(name: str, rows: Sequence[Sequence[float]] | None, groups: int) -> None:
+    """ValueError where the field `name` is given and is not `groups` rows of `groups` numbers."""
+    lengths = {len(row) for row in rows or ()}
+    if rows is not None and (len(rows) != groups or lengths != {groups}):
+        raise ValueError(
+            f"mix.{name}: expected {groups} rows of {groups} numbers, one a group, "
+            f"got {len(rows)} rows of {', '.join(map(str, sorted(lengths))) or 0}"
+        )
