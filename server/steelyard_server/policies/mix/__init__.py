@@ -9,11 +9,12 @@ from steelyard_server.policies.mix.doremi import Doremi
 from steelyard_server.policies.mix.group_balanced import GroupBalanced
 from steelyard_server.policies.mix.group_dro import GroupDro
 from steelyard_server.policies.mix.sheared_llama import ShearedLlama
+from steelyard_server.policies.mix.skill_it import SkillIt
 from steelyard_server.policies.mix.static import Static
 from steelyard_server.policies.mix.temperature import Temperature
 
 METHODS: Registry[Mix] = Registry(
-    "mix", Mix, (DomainSchedule, Doremi, GroupBalanced, GroupDro, ShearedLlama, Static, Temperature)
+    "mix", Mix, (DomainSchedule, Doremi, GroupBalanced, GroupDro, ShearedLlama, SkillIt, Static, Temperature)
 )
 
 __all__ = ["METHODS", "GroupReport", "Mix", "State"]
