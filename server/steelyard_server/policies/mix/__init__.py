@@ -8,13 +8,16 @@ from steelyard_server.policies.mix.domain_schedule import DomainSchedule
 from steelyard_server.policies.mix.doremi import Doremi
 from steelyard_server.policies.mix.group_balanced import GroupBalanced
 from steelyard_server.policies.mix.group_dro import GroupDro
+from steelyard_server.policies.mix.odm import Odm
 from steelyard_server.policies.mix.sheared_llama import ShearedLlama
 from steelyard_server.policies.mix.skill_it import SkillIt
 from steelyard_server.policies.mix.static import Static
 from steelyard_server.policies.mix.temperature import Temperature
 
 METHODS: Registry[Mix] = Registry(
-    "mix", Mix, (DomainSchedule, Doremi, GroupBalanced, GroupDro, ShearedLlama, SkillIt, Static, Temperature)
+    "mix",
+    Mix,
+    (DomainSchedule, Doremi, GroupBalanced, GroupDro, Odm, ShearedLlama, SkillIt, Static, Temperature),
 )
 
 __all__ = ["METHODS", "GroupReport", "Mix", "State"]
