@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from steelyard.registry import Registry
+from steelyard_server.policies.mix.ado import Ado
 from steelyard_server.policies.mix.contract import GroupReport, Mix, State
 from steelyard_server.policies.mix.domain_schedule import DomainSchedule
 from steelyard_server.policies.mix.doremi import Doremi
@@ -17,7 +18,7 @@ from steelyard_server.policies.mix.temperature import Temperature
 METHODS: Registry[Mix] = Registry(
     "mix",
     Mix,
-    (DomainSchedule, Doremi, GroupBalanced, GroupDro, Odm, ShearedLlama, SkillIt, Static, Temperature),
+    (Ado, DomainSchedule, Doremi, GroupBalanced, GroupDro, Odm, ShearedLlama, SkillIt, Static, Temperature),
 )
 
 __all__ = ["METHODS", "GroupReport", "Mix", "State"]
