@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from steelyard.registry import Registry
 from steelyard_server.policies.mix.ado import Ado
+from steelyard_server.policies.mix.cluster_ucb import ClusterUcb
 from steelyard_server.policies.mix.contract import GroupReport, Mix, State
 from steelyard_server.policies.mix.domain_schedule import DomainSchedule
 from steelyard_server.policies.mix.doremi import Doremi
@@ -18,7 +19,19 @@ from steelyard_server.policies.mix.temperature import Temperature
 METHODS: Registry[Mix] = Registry(
     "mix",
     Mix,
-    (Ado, DomainSchedule, Doremi, GroupBalanced, GroupDro, Odm, ShearedLlama, SkillIt, Static, Temperature),
+    (
+        Ado,
+        ClusterUcb,
+        DomainSchedule,
+        Doremi,
+        GroupBalanced,
+        GroupDro,
+        Odm,
+        ShearedLlama,
+        SkillIt,
+        Static,
+        Temperature,
+    ),
 )
 
 __all__ = ["METHODS", "GroupReport", "Mix", "State"]
