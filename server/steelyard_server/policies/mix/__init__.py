@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from steelyard.registry import Registry
 from steelyard_server.policies.mix.ado import Ado
+from steelyard_server.policies.mix.cluster_softmax import ClusterSoftmax
 from steelyard_server.policies.mix.cluster_ucb import ClusterUcb
 from steelyard_server.policies.mix.contract import GroupReport, Mix, State
 from steelyard_server.policies.mix.domain_schedule import DomainSchedule
@@ -21,6 +22,7 @@ METHODS: Registry[Mix] = Registry(
     Mix,
     (
         Ado,
+        ClusterSoftmax,
         ClusterUcb,
         DomainSchedule,
         Doremi,
