@@ -12,6 +12,7 @@ from steelyard_server.policies.mix.doremi import Doremi
 from steelyard_server.policies.mix.group_balanced import GroupBalanced
 from steelyard_server.policies.mix.group_dro import GroupDro
 from steelyard_server.policies.mix.odm import Odm
+from steelyard_server.policies.mix.rank_aggregate_quota import RankAggregateQuota
 from steelyard_server.policies.mix.sheared_llama import ShearedLlama
 from steelyard_server.policies.mix.skill_it import SkillIt
 from steelyard_server.policies.mix.static import Static
@@ -29,6 +30,7 @@ METHODS: Registry[Mix] = Registry(
         GroupBalanced,
         GroupDro,
         Odm,
+        RankAggregateQuota,
         ShearedLlama,
         SkillIt,
         Static,
