@@ -217,6 +217,8 @@ def _events_of(run: steelyard.Run) -> list[str]:
             fields = {"record": event.record, **spec, "dataset_size": event.dataset_size}
         if isinstance(event, events.BatchDrawn):
             fields["digest"] = f"{event.digest:016x}"
+            if (event.weight == 1).all():
+                del fields["weight"]
         record = fields.pop("record")
         words = [f"{name} {_value(value)}" for name, value in fields.items() if name != "draw_state" or value]
         lines += _wrapped(f"{record:>4}  {type(event).__name__:<15}", words)
