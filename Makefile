@@ -2,11 +2,11 @@
 #
 #   make demo    train a language model through a real server, kill the server, print the comparison
 #   make test    all tests
-#   make check   format, lint, types, generated code, schema
+#   make check   format, lint, types, what is generated, schema
 #   make bench   benchmarks
 #   make peers   what some of them are held against, each into an environment of its own; optional, 8 GB
 #   make plots   two pictures of what make bench found
-#   make gen     generate code from proto/
+#   make gen     generate code from proto/, and METHODS.md from the methods
 #   make crash MINUTES=10 [SEED=7 ROUND=3]   kill servers and trainers for so long, and compare with runs in peace
 #
 #   make release-schema   take today's protos as what later ones must stay compatible with
@@ -53,8 +53,9 @@ crash: $(VENV)/ready
 kernels: $(VENV)/ready
 	$(PY) -m steelyard_server.kernel_cache
 
-gen: $(VENV)/gen/ready
+gen: $(VENV)/gen/ready $(VENV)/ready
 	$(GEN) proto/generate.py
+	$(PY) tests/methods/page.py
 
 lint: $(VENV)/ready
 	$(PY) -m ruff format --check $(SOURCES)
@@ -66,8 +67,9 @@ types: $(VENV)/ready
 	$(if $(wildcard trainer_example/*.py),$(PY) -m mypy trainer_example/*.py)
 	$(PY) -m mypy --config-file tests/mypy.ini tests
 
-generated: $(VENV)/gen/ready
+generated: $(VENV)/gen/ready $(VENV)/ready
 	$(GEN) proto/generate.py --check
+	$(PY) tests/methods/page.py --check
 
 # buf comes from npm. Without npm the schema goes unchecked here, but not in CI.
 ifneq ($(shell command -v npm 2>/dev/null),)

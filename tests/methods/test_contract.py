@@ -13,7 +13,8 @@ import pytest
 from steelyard.weigh import Context, Reads, Rule, Source
 from steelyard_server.methods import Drawn, Examples, GroupReport, Mix, State
 from steelyard_server.plugins import FAMILIES
-from steelyard_server.policies.draw.scored import Scored, ScoredDrawer
+from steelyard_server.policies.draw.engines.local import ByColumn, ScoredDrawer
+from steelyard_server.policies.draw.scored import Scored
 from steelyard_server.policies.draw.shuffle import Shuffle, ShuffleDrawer
 
 Contract = Callable[..., None]
@@ -164,7 +165,7 @@ class _Draw(Scored):
     kind: ClassVar[type[ScoredDrawer]] = ScoredDrawer
 
     def drawer(self, examples: Examples, *, seed: int, batch_size: int, state: Any = None) -> ScoredDrawer:
-        return self.kind(self, examples, seed, batch_size, state)
+        return self.kind(ByColumn("last_loss"), examples, seed, batch_size, state)
 
 
 class _RandomDrawer(ScoredDrawer):
