@@ -52,6 +52,23 @@ def test_so_do_other_configurations(config: Mapping[str, Any], method_contract: 
     method_contract(config)
 
 
+OFTEN = [
+    pytest.param({"method": name, **method.example, field: 2}, family.family, id=f"{family.family}-{name}")
+    for family in FAMILIES
+    for name, method in sorted(family.items())
+    for field in ("every", "refresh_steps")
+    if field in getattr(method, "model_fields", {})
+]
+"""Those that look at their reports once in many steps, told to do so at every other one."""
+
+
+@pytest.mark.parametrize(("config", "family"), OFTEN)
+def test_so_do_those_that_look_seldom_where_they_look_often(
+    config: Mapping[str, Any], family: str, method_contract: Contract
+) -> None:
+    method_contract(config, family=family)
+
+
 # ---- faults, planted ----
 
 

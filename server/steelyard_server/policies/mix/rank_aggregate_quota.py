@@ -36,6 +36,7 @@ class RankAggregateQuota(Mix):
         where="multiwinner score functions; lower bounds a group",
     )
     never_reported: ClassVar[str] = "Chosen like every other example, by its ranks: reports are not read."
+    example: ClassVar[Mapping[str, Any]] = {"rankings": ["quality", "difficulty"], "k": 12}
     per_group: ClassVar[dict[str, float]] = {"least": 0.0}
 
     method: Literal["rank_aggregate_quota"] = "rank_aggregate_quota"

@@ -15,7 +15,8 @@ repeats an example; here that is the inner draw's matter.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -53,6 +54,7 @@ class ShearedLlama(Mix):
     never_reported: ClassVar[str] = (
         "Drawn like every other example of their domain; a domain without a report moves as the others do on average."
     )
+    example: ClassVar[Mapping[str, Any]] = {"targets": [1.0, 1.5, 2.0]}
     per_group: ClassVar[dict[str, float]] = {"targets": 0.0, "initial": 0.0}
 
     method: Literal["sheared_llama"] = "sheared_llama"
