@@ -162,3 +162,17 @@ def test_bad_parameters_are_refused(fields: dict[str, Any]) -> None:
 def test_a_prior_of_another_number_of_groups_is_refused() -> None:
     with pytest.raises(ValueError, match="mix.prior: expected one number for each of the 2 groups"):
         Ado(prior=(1, 2, 3)).start(SIZES)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"method": "ado", "ignored": 0, "every": 2, "points": 8},
+        {"method": "ado", "ignored": 1, "every": 3, "prior": [1, 2, 0]},
+    ],
+    ids=str,
+)
+def test_the_contract_holds_in_other_configurations(
+    config: dict[str, Any], method_contract: Callable[..., None]
+) -> None:
+    method_contract(config)

@@ -85,3 +85,17 @@ def test_an_outlier_is_survived(report_of: Reports, form: str) -> None:
 def test_bad_parameters_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ClusterSoftmax.parse(fields)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"method": "cluster_softmax", "every": 1, "rounds": None},
+        {"method": "cluster_softmax", "every": 2, "form": "perplexity"},
+    ],
+    ids=str,
+)
+def test_the_contract_holds_in_other_configurations(
+    config: dict[str, Any], method_contract: Callable[..., None]
+) -> None:
+    method_contract(config)

@@ -124,3 +124,21 @@ def test_bad_parameters_are_refused() -> None:
             ClusterUcb.parse(fields)
     with pytest.raises(ValueError, match="mix.distances: expected 3 rows of 3 numbers"):
         ClusterUcb(distances=((0.0, 1.0), (1.0, 0.0))).start(np.array([1, 1, 1]))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"method": "cluster_ucb", "alpha": 1.0, "per_round": 3, "passes": None},
+        {
+            "method": "cluster_ucb",
+            "distances": [[0, 0.1, 1], [0.1, 0, 0.1], [1, 0.1, 0]],
+            "every": 2,
+        },
+    ],
+    ids=str,
+)
+def test_the_contract_holds_in_other_configurations(
+    config: dict[str, Any], method_contract: Callable[..., None]
+) -> None:
+    method_contract(config)

@@ -95,3 +95,17 @@ def test_bad_parameters_are_refused() -> None:
         Doremi(eps=2)
     with pytest.raises(ValueError, match="mix.initial: expected one number for each of the 3 groups"):
         Doremi(initial=(1, 2)).start(SIZES)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"method": "doremi", "reference": "reference", "draw_by": "average"},
+        {"method": "doremi", "eps": 0, "initial": [1, 0, 2]},
+    ],
+    ids=str,
+)
+def test_the_contract_holds_in_other_configurations(
+    config: dict[str, Any], method_contract: Callable[..., None]
+) -> None:
+    method_contract(config)

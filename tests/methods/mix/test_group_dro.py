@@ -114,3 +114,17 @@ def test_a_new_group_starts_with_the_weight_of_the_greatest() -> None:
 def test_bad_parameters_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         GroupDro.parse(fields)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"method": "group_dro", "form": "greedy", "adjustment": 1.0},
+        {"method": "group_dro", "eta": 1.0, "uniform": 0},
+    ],
+    ids=str,
+)
+def test_the_contract_holds_in_other_configurations(
+    config: dict[str, Any], method_contract: Callable[..., None]
+) -> None:
+    method_contract(config)

@@ -102,3 +102,17 @@ def test_one_domain_alone_has_everything(report_of: Reports) -> None:
 def test_bad_parameters_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Odm.parse(fields)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"method": "odm", "updater": "weighted"},
+        {"method": "odm", "updater": "exp3"},
+    ],
+    ids=str,
+)
+def test_the_contract_holds_in_other_configurations(
+    config: dict[str, Any], method_contract: Callable[..., None]
+) -> None:
+    method_contract(config)

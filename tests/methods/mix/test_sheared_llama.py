@@ -105,3 +105,24 @@ def test_bad_parameters_are_refused() -> None:
         ValueError, match="mix.targets: expected one number for each of the 2 groups .* got 3"
     ):
         ShearedLlama(targets=TARGETS).start(SIZES[:2])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"method": "sheared_llama", "targets": [2, 1, 0], "every": 1},
+        {
+            "method": "sheared_llama",
+            "targets": [2, 1, 0],
+            "every": 2,
+            "update_type": "bandit",
+            "clip": True,
+            "initial": [0, 1, 1],
+        },
+    ],
+    ids=str,
+)
+def test_the_contract_holds_in_other_configurations(
+    config: dict[str, Any], method_contract: Callable[..., None]
+) -> None:
+    method_contract(config)

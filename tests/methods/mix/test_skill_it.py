@@ -96,3 +96,23 @@ def test_bad_parameters_are_refused() -> None:
             SkillIt.parse(parameters).start(np.array([1, 1, 1]))
     with pytest.raises(ValueError, match="mix.targets: expected one number for each of the 3 groups"):
         SkillIt(targets=(1, 0)).start(np.array([1, 1, 1]))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"method": "skill_it", "every": 1, "window": 2},
+        {
+            "method": "skill_it",
+            "every": 2,
+            "graph": [[1, 0.5, 0], [0, 1, 0], [0.5, 0, 1]],
+            "targets": [0, 1, 1],
+            "initial": [1, 2, 3],
+        },
+    ],
+    ids=str,
+)
+def test_the_contract_holds_in_other_configurations(
+    config: dict[str, Any], method_contract: Callable[..., None]
+) -> None:
+    method_contract(config)

@@ -4,10 +4,10 @@
     a pull of cluster g with mean influence r, for every c within `threshold` of g, g itself included:
         R_c <- R_c + (r - offset) · (1 - distance_gc / threshold);  T_c <- T_c + 1
 
-A round pulls the `per_round` clusters with the greatest scores, all with the same mass; a cluster of which `passes`
-times its examples were reported is exhausted and not pulled again, until all are. Zhang et al. (2024), main script of
-the authors: alpha 1e-4, 50 clusters a round, threshold .2, offset .002; the shape of the score is that of the paper as
-we remember it.
+A round pulls the `per_round` clusters with the greatest scores (of equal ones those with lower numbers), all with the
+same mass; a cluster of which `passes` times its examples were reported is exhausted and not pulled again, until all
+are. Zhang et al. (2024), main script of the authors: alpha 1e-4, 50 clusters a round, threshold .2, offset .002; the
+shape of the score is that of the paper as we remember it.
 
 The influence is computed by the trainer and reported under `signal`; a round of it is the mean over the rows of a
 cluster. Where this differs: the authors probe 10 items of a cluster and then keep or drop a chunk of it by the sign of

@@ -88,9 +88,11 @@ class GroupDro(Mix):
         known = array(state, "known")
         if not known.any():
             return sizes.astype(np.float64) / max(int(sizes.sum()), 1)
-        worst_first = np.argsort(-self._adjusted(array(state, "last"), known, sizes), kind="stable")
-        share = normalised(sizes.astype(np.float64))[worst_first]
-        before = np.cumsum(share) - share
-        q = np.empty(len(sizes))
-        q[worst_first] = np.clip(self.alpha - before, 0.0, share) / self.alpha
-        return q
+        share = normalised(sizes.astype(np.float64))
+        _, level = np.unique(-self._adjusted(array(state, "last"), known, sizes), return_inverse=True)
+        # Groups with the same loss are filled alike, so that no order among them matters.
+        of_level = np.bincount(level, share)
+        before = np.cumsum(of_level) - of_level
+        taken = np.clip(self.alpha - before, 0.0, of_level)
+        part = np.divide(taken, of_level, out=np.zeros_like(taken), where=of_level > 0)
+        return np.asarray(share * part[level] / self.alpha)
