@@ -167,7 +167,7 @@ def test_a_prior_of_another_number_of_groups_is_refused() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {"method": "ado", "ignored": 0, "every": 2, "points": 8},
+        {"method": "ado", "ignored": 0, "every": 3, "points": 8},
         {"method": "ado", "ignored": 1, "every": 3, "prior": [1, 2, 0]},
     ],
     ids=str,
