@@ -40,7 +40,7 @@ class Ado(Mix):
 
     source: ClassVar[Source] = Source(
         paper="Adaptive Data Optimization: Dynamic Sample Selection with Scaling Laws (Jiang et al., 2025)",
-        where="algorithm 1; ado.py",
+        where="ado.py of the authors' code",
     )
     never_reported: ClassVar[str] = (
         "Drawn like every other example of their domain; a domain without reports takes the mean slope of the others."
@@ -49,6 +49,7 @@ class Ado(Mix):
 
     method: Literal["ado"] = "ado"
     signal: str = "loss"
+    """What is fitted; values that are not above 0 are left out of a fit."""
     prior: MassPerGroup | None = None
     """The mix to start from; None: in proportion to the sizes."""
     ignored: Annotated[int, Field(ge=0)] = 1000
@@ -56,12 +57,17 @@ class Ado(Mix):
     every: Annotated[int, Field(ge=1)] = 1000
     """Steps between two fits; the first comes so many after the ignored ones."""
     least_exponent: Annotated[float, Field(ge=0, le=3)] = 0.05
+    """A fitted exponent counts as at least this in a slope."""
     credit: Annotated[float, Field(ge=0, le=4)] = 0.5
     """The exponent of h: how much of a fall is put down to the domain's own data."""
     least: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """The least that a share of d is raised to."""
     average_share: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """How much of the mix is the running mean of what was preferred so far."""
     history: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """The decay of h, the mean of the shares that were reported."""
     points: Annotated[int, Field(ge=8, le=1024)] = 64
+    """How many means of stretches of the run are kept for each domain."""
 
     @property
     def signals(self) -> tuple[str, ...]:

@@ -49,6 +49,7 @@ class ClusterSoftmax(Mix):
 
     method: Literal["cluster_softmax"] = "cluster_softmax"
     form: Literal["reward", "perplexity"] = "reward"
+    """What is reported: "reward", a gap that goes into a softmax, or "perplexity", which counts as it is."""
     signal: str = "gap"
     """The reported gap, or perplexity; what is below 0 of a perplexity counts as 0."""
     rounds: Annotated[int, Field(ge=1)] | None = 3

@@ -61,6 +61,7 @@ class ClusterUcb(Mix):
 
     method: Literal["cluster_ucb"] = "cluster_ucb"
     signal: str = "influence"
+    """The reported influence of an example."""
     alpha: Annotated[float, Field(ge=0, le=1e6)] = 1e-4
     """How much a cluster gains for having been pulled rarely."""
     per_round: Annotated[int, Field(ge=1)] = 50

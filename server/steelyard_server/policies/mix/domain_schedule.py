@@ -71,6 +71,7 @@ class DomainSchedule(Mix):
     total_steps: Annotated[int, Field(gt=0)] | None = None
     """How many steps the training has: what a start_fraction is a fraction of."""
     interpolate: Literal["none", "linear"] = "none"
+    """Between two stages: "none", a jump where the later one starts, or "linear"."""
 
     @model_validator(mode="after")
     def _ascending(self) -> DomainSchedule:

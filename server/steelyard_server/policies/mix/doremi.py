@@ -31,7 +31,7 @@ class Doremi(Mix):
 
     source: ClassVar[Source] = Source(
         paper="DoReMi: Optimizing Data Mixtures Speeds Up Language Model Pretraining (Xie et al., 2023)",
-        where="algorithm 1; doremi/trainer.py, training_args.py",
+        where="the update of domain weights; doremi/trainer.py, training_args.py",
     )
     never_reported: ClassVar[str] = (
         "Drawn like every other example of their domain; a domain without a report counts as the mean of the others."
@@ -46,11 +46,13 @@ class Doremi(Mix):
     excess: str = "excess"
     """The reported excess, where there is none."""
     eta: Annotated[float, Field(ge=0, le=1e3)] = 1.0
+    """Step size."""
     eps: Annotated[float, Field(ge=0, le=1)] = 1e-4
     """The share that is spread over all domains alike after each update."""
     initial: MassPerGroup | None = None
     """The mix at the start; None: domains alike."""
     draw_by: Literal["current", "average"] = "current"
+    """The law of the draw: alpha as it is now, or its running average."""
 
     @property
     def signals(self) -> tuple[str, ...]:

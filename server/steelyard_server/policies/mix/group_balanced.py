@@ -33,6 +33,7 @@ class GroupBalanced(Mix):
 
     method: Literal["group_balanced"] = "group_balanced"
     by: Literal["group", "subclasses"] = "group"
+    """Every group alike, or every subclass that it would be cut into."""
     least: Annotated[int, Field(ge=1)] = 10
     """The smallest size of a subclass."""
 

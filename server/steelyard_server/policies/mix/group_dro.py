@@ -35,7 +35,7 @@ class GroupDro(Mix):
 
     source: ClassVar[Source] = Source(
         paper="Distributionally Robust Neural Networks for Group Shifts (Sagawa et al., 2020)",
-        where="algorithm 1; group_DRO/loss.py",
+        where="the update of q; group_DRO/loss.py",
     )
     never_reported: ClassVar[str] = (
         "Drawn like every other example of their group; a group without a report counts as the mean of the others."
@@ -43,7 +43,9 @@ class GroupDro(Mix):
 
     method: Literal["group_dro"] = "group_dro"
     form: Literal["eg", "greedy"] = "eg"
+    """Either "eg", or "greedy": only the worst groups, up to the share alpha of the data."""
     signal: str = "loss"
+    """What should be low in the worst group."""
     eta: Annotated[float, Field(ge=0, le=1e3)] = 0.01
     """Step size of form eg."""
     adjustment: Annotated[float, Field(ge=0, le=1e6)] = 0.0

@@ -37,7 +37,7 @@ class Odm(Mix):
 
     source: ClassVar[Source] = Source(
         paper="Efficient Online Data Mixing For Language Model Pre-Training (Albalak et al., 2023)",
-        where="algorithm 1; online-data-mixing data_sampling_utils.py",
+        where="the law p and the updates of R; online-data-mixing data_sampling_utils.py",
     )
     never_reported: ClassVar[str] = (
         "Drawn like every other example of their domain; a domain without a report has reward 0 so far."
@@ -47,7 +47,9 @@ class Odm(Mix):
     signal: str = "loss"
     """The reward: its mean over a domain's rows of a step."""
     updater: Literal["smoothed", "weighted", "exp3"] = "smoothed"
+    """How a reward changes R; see above."""
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """How much of R stays in the two smoothed forms."""
 
     @property
     def signals(self) -> tuple[str, ...]:

@@ -47,6 +47,7 @@ class RankAggregateQuota(Mix):
     least: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     """How many of each group at least; None: no bounds."""
     score: Literal["borda", "sntv"] = "borda"
+    """What a rank is worth."""
     order: Literal["ascending", "descending"] = "ascending"
     """Which end of a column is the best: "ascending" for ranks (1 is best), "descending" for scores."""
 

@@ -49,7 +49,7 @@ class ShearedLlama(Mix):
 
     source: ClassVar[Source] = Source(
         paper="Sheared LLaMA: Accelerating Language Model Pre-training via Structured Pruning (Xia et al., 2024)",
-        where="algorithm 1 (dynamic batch loading); LLM-Shearing, dynamic loading callback",
+        where="dynamic batch loading; LLM-Shearing",
     )
     never_reported: ClassVar[str] = (
         "Drawn like every other example of their domain; a domain without a report moves as the others do on average."
@@ -61,13 +61,17 @@ class ShearedLlama(Mix):
     targets: PerGroup
     """The loss that each domain should reach."""
     signal: str = "loss"
+    """What is held against the targets."""
     update_type: Literal["doremi", "bandit", "constant"] = "doremi"
+    """See above; "constant" keeps the mix that there was."""
     every: Annotated[int, Field(ge=1)] = 50
     """Steps between two updates."""
     eta: Annotated[float, Field(ge=0, le=1e3)] = 1.0
+    """Step size."""
     c: Annotated[float, Field(ge=0, le=1)] = 1e-4
     """The share that is spread over all domains alike after each update."""
     clip: bool = False
+    """Whether a domain below its target counts as being there, and loses nothing."""
     initial: MassPerGroup | None = None
     """The mix at the start; None: in proportion to the sizes."""
 

@@ -47,7 +47,7 @@ class SkillIt(Mix):
     source: ClassVar[Source] = Source(
         paper="Skill-it! A Data-Driven Skills Framework for Understanding and Training Language Models "
         "(Chen et al., 2023)",
-        where="algorithm 1; trainer/mw_trainer.py",
+        where="the online update of p; trainer/mw_trainer.py",
     )
     never_reported: ClassVar[str] = (
         "Drawn like every other example of their skill; a skill without a report counts as the mean of the others."
@@ -58,6 +58,7 @@ class SkillIt(Mix):
     graph: tuple[PerGroup, ...] | None = None
     """A, one row a skill; None: the identity, no skill helps another. So it is for skills that come later."""
     eta: Annotated[float, Field(ge=0, le=1e3)] = 0.5
+    """How strongly losses count."""
     window: Annotated[int, Field(ge=1, le=1024)] = 3
     """How many rounds count."""
     every: Annotated[int, Field(ge=1)] = 100
@@ -67,6 +68,7 @@ class SkillIt(Mix):
     initial: MassPerGroup | None = None
     """p0; None: skills alike."""
     signal: str = "loss"
+    """The loss of a skill."""
 
     @property
     def signals(self) -> tuple[str, ...]:
