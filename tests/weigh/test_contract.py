@@ -176,6 +176,10 @@ def test_uniform_weighs_one_whatever_the_losses_are() -> None:
     assert result.dtype == np.float32
 
 
-def test_only_rules_that_read_losses_need_those_of_all_ranks() -> None:
-    reads = {name: rule.reads for name, rule in METHODS.items()}
-    assert reads == {"uniform": "nothing", "importance": "probability", **dict.fromkeys(SEED, "losses")}
+def test_rules_that_do_not_read_losses_are_known_at_the_draw() -> None:
+    at_the_draw = {name: rule.reads for name, rule in METHODS.items() if rule.reads != "losses"}
+    assert at_the_draw == {
+        "uniform": "nothing",
+        "importance": "probability",
+        "infobatch_rescale": "draw",
+    }

@@ -6,14 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steelyard.weigh import weights
+from steelyard.weigh import METHODS, server_only, weights
 
-SEED = ["linupper", "quadratic", "extremes", "upper"]
-ALL = [*SEED, "uniform", "importance"]
+ALL = [name for name, rule in METHODS.items() if server_only(rule()) is None]
 LOSSES = np.random.Generator(np.random.Philox(7)).gamma(2.0, size=48)
 LOSSES[5] = np.nan
 MASK = np.arange(48) < 45
 PROBABILITY = np.linspace(0.01, 0.5, 48)
+
+
+def test_the_rules_of_the_trainer_are_these() -> None:
+    assert set(ALL) == {
+        *("uniform", "linupper", "quadratic", "extremes", "upper", "kl_dro", "loss_rank_slice"),
+        *("importance", "infobatch_rescale", "focal", "self_paced", "top_k"),
+    }
 
 
 def weigh(method: str, convert: Any, dtype: Any, **changes: Any) -> Any:
@@ -129,8 +135,8 @@ def test_other_types_are_weighed_in_float32(torch: Any, dtype: str) -> None:
 def test_numpy_losses_stay_as_they_were() -> None:
     losses = np.array([1.0, 2.0, 8.0])
     losses.flags.writeable = False
-    for method in [*SEED, "uniform"]:
-        weights(losses, {"method": method})
+    for method in ALL:
+        weights(losses, {"method": method}, probability=losses / 16, examples=3)
     np.testing.assert_array_equal(losses, [1.0, 2.0, 8.0])
 
 

@@ -17,12 +17,31 @@ def number(name: str, value: Any, low: float, high: float) -> float:
     return amount
 
 
-def count(name: str, value: Any) -> int:
-    """An integer of at least 0. A float without a fraction is one: JSON and protobuf know no integers."""
+def count(name: str, value: Any, low: int = 0) -> int:
+    """An integer of at least `low`. A float without a fraction is one: JSON and protobuf know no integers."""
     amount = _real(name, value, "an integer")
-    if not amount.is_integer() or not 0 <= amount <= 2**53:
-        raise ValueError(f"{name}: expected an integer of at least 0, got {value}")
+    if not amount.is_integer() or not low <= amount <= 2**53:
+        raise ValueError(f"{name}: expected an integer of at least {low}, got {value}")
     return int(amount)
+
+
+def share(name: str, value: Any) -> float:
+    """A part of a whole: a number above 0 (from a millionth) and at most 1."""
+    return number(name, value, 1e-6, 1.0)
+
+
+def text(name: str, value: Any) -> str:
+    """A word that is not empty: the name of a column or signal."""
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{name}: expected a name, got {describe(value)}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: expected true or false, got {describe(value)}")
+    return value
 
 
 def choice(name: str, value: Any, known: Iterable[str]) -> str:

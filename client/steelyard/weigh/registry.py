@@ -8,14 +8,35 @@ from steelyard import plugins
 from steelyard.registry import Registry
 from steelyard.weigh import checks
 from steelyard.weigh.extremes import Extremes
+from steelyard.weigh.focal import Focal
 from steelyard.weigh.importance import Importance
+from steelyard.weigh.infobatch_rescale import InfobatchRescale
+from steelyard.weigh.kl_dro import KlDro
 from steelyard.weigh.linupper import LinUpper
+from steelyard.weigh.loss_rank_slice import LossRankSlice
 from steelyard.weigh.quadratic import Quadratic
 from steelyard.weigh.rule import Rule
+from steelyard.weigh.self_paced import SelfPaced
+from steelyard.weigh.top_k import TopK
 from steelyard.weigh.uniform import Uniform
 from steelyard.weigh.upper import Upper
 
-METHODS: Registry[Rule] = Registry("weigh", Rule, (Uniform, LinUpper, Quadratic, Extremes, Upper, Importance))
+_RULES: tuple[type[Rule], ...] = (
+    Uniform,
+    LinUpper,
+    Quadratic,
+    Extremes,
+    Upper,
+    KlDro,
+    LossRankSlice,
+    Importance,
+    InfobatchRescale,
+    Focal,
+    SelfPaced,
+    TopK,
+)
+
+METHODS: Registry[Rule] = Registry("weigh", Rule, _RULES)
 """Every rule by its name: those of this package, and those of a user that were asked for."""
 
 

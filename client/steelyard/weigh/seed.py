@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 from steelyard.source import Source
 from steelyard.weigh import checks
-from steelyard.weigh.namespace import as_float, counted, namespace
+from steelyard.weigh.batch import opened, softmax
 from steelyard.weigh.rule import Array, Context, Reads, Rule
 
 # Wide enough for any use, narrow enough that no intermediate value leaves the range of float32.
@@ -83,16 +83,14 @@ class SeedRule(Rule):
 
     def weights(self, losses: Array, context: Context) -> Array:
         """The weights of one global batch; see steelyard.weigh.rule."""
-        losses = as_float(losses)
-        xp = namespace(losses)
-        mask, n = counted(losses, context.mask)
-        if 0 in losses.shape:
+        batch = opened(losses, context)
+        xp, losses = batch.xp, batch.losses
+        if batch.empty:
             return losses
-        valid = xp.isfinite(losses) if mask is None else xp.isfinite(losses) & mask
         if context.step < self.warmup_steps:
-            return _softmax(xp, xp.zeros_like(losses), valid, n)
-        scores = self.score(xp, _normalise(xp, losses, valid, self.delta, self.min_range))
-        return _softmax(xp, scores / self.temperature(context.step), valid, n)
+            return softmax(batch, xp.zeros_like(losses))
+        scores = self.score(xp, _normalise(xp, losses, batch.valid, self.delta, self.min_range))
+        return softmax(batch, scores / self.temperature(context.step))
 
 
 def _normalise(xp: Any, losses: Array, valid: Array, delta: float, min_range: float) -> Array:
@@ -108,12 +106,3 @@ def _normalise(xp: Any, losses: Array, valid: Array, delta: float, min_range: fl
     # Distances to both ends, not (2L - max - min): these differences are exact for losses that lie close
     # together.
     return ((half - low) - (high - half)) / spread * delta
-
-
-def _softmax(xp: Any, exponents: Array, valid: Array, n: Array | int) -> Array:
-    """exp(exponents), scaled to sum to n over the valid positions; 0 at the others."""
-    # An invalid position has the exponent of a valid one, so it may take part in the maximum.
-    mass = xp.where(valid, xp.exp(exponents - xp.max(exponents)), 0.0)
-    total = xp.sum(mass)
-    # The highest exponent adds 1 to the total, so it is below 1 only when nothing is valid.
-    return mass * (n / xp.where(total > 1.0, total, 1.0))
