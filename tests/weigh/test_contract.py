@@ -182,4 +182,5 @@ def test_rules_that_do_not_read_losses_are_known_at_the_draw() -> None:
         "uniform": "nothing",
         "importance": "probability",
         "infobatch_rescale": "draw",
+        "linear_curriculum": "draw",
     }

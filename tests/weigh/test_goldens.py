@@ -98,5 +98,6 @@ def test_importance_weights_are_those_of_katharopoulos() -> None:
 def test_the_methods_are_those_that_policies_may_name() -> None:
     assert [name for name in METHODS if METHODS.is_built_in(name)] == [
         *("uniform", "linupper", "quadratic", "extremes", "upper", "kl_dro", "loss_rank_slice", "importance"),
-        *("infobatch_rescale", "focal", "self_paced", "top_k"),
+        *("importance_resample", "infobatch_rescale", "focal", "self_paced", "selective_backprop", "top_k"),
+        *("rho_loss", "reducr", "linear_curriculum", "mask_top"),
     ]

@@ -10,12 +10,18 @@ from steelyard.weigh import checks
 from steelyard.weigh.extremes import Extremes
 from steelyard.weigh.focal import Focal
 from steelyard.weigh.importance import Importance
+from steelyard.weigh.importance_resample import ImportanceResample
 from steelyard.weigh.infobatch_rescale import InfobatchRescale
 from steelyard.weigh.kl_dro import KlDro
+from steelyard.weigh.linear_curriculum import LinearCurriculum
 from steelyard.weigh.linupper import LinUpper
 from steelyard.weigh.loss_rank_slice import LossRankSlice
+from steelyard.weigh.mask_top import MaskTop
 from steelyard.weigh.quadratic import Quadratic
+from steelyard.weigh.reducr import Reducr
+from steelyard.weigh.rho_loss import RhoLoss
 from steelyard.weigh.rule import Rule
+from steelyard.weigh.selective_backprop import SelectiveBackprop
 from steelyard.weigh.self_paced import SelfPaced
 from steelyard.weigh.top_k import TopK
 from steelyard.weigh.uniform import Uniform
@@ -30,10 +36,16 @@ _RULES: tuple[type[Rule], ...] = (
     KlDro,
     LossRankSlice,
     Importance,
+    ImportanceResample,
     InfobatchRescale,
     Focal,
     SelfPaced,
+    SelectiveBackprop,
     TopK,
+    RhoLoss,
+    Reducr,
+    LinearCurriculum,
+    MaskTop,
 )
 
 METHODS: Registry[Rule] = Registry("weigh", Rule, _RULES)
