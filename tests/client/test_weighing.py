@@ -39,6 +39,16 @@ def test_where_the_weights_are_made_is_the_policys_word_or_follows_from_the_worl
     assert not Rules({**LINUPPER, "where": "server"}, 0).is_free(0)
 
 
+def test_what_only_the_server_can_weigh_by_is_weighed_there_even_for_one_process():
+    rules = Rules({"method": "rho_loss"}, 0)
+    assert rules.where(0, 1) == "server"
+    assert not rules.is_free(0), "a micro-batch too"
+    with pytest.raises(
+        InvalidArgument, match='"server" or "auto" for rho_loss, because it reads \'reference\''
+    ):
+        Rules({"method": "rho_loss", "where": "client"}, 0)
+
+
 def test_a_rule_of_a_newer_server_is_named():
     with pytest.raises(InvalidArgument, match=r"weighs by \{'method': 'newest'\}, which this version"):
         Rules({"method": "newest"}, 0)
