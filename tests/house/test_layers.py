@@ -29,6 +29,7 @@ LAYERS = [
     "history",
     "config",
     "runs",
+    "plots",
     "service",
     "server",
     "cli",

@@ -3,6 +3,7 @@
 import json
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,23 +23,73 @@ def methods(
         str | None, typer.Option(metavar="draw|mix|weigh", help="Only the methods of this family.")
     ] = None,
     as_json: AsJson = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw what the method does to losses; .png, .svg or .pdf."),
+    ] = None,
+    losses: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The losses for --plot: one a line, or .npy. Without: made-up ones."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PARAMETER=VALUE", help="A parameter for --plot, in JSON; repeatable."),
+    ] = None,
 ) -> None:
     """List the methods with their parameters, defaults and sources: the built-in ones and those that are installed.
 
     Asks no server: it lists what one started from here would know.
     """
+    if plot is None and (losses is not None or settings):
+        raise typer.BadParameter("--losses and --set are for --plot FILE")
     for fault in plugins.register():
         typer.echo(f"steelyard: {fault}", err=True)
     try:
         found = entries(family) if name is None else find(name, family)
     except LookupError as error:
         raise typer.BadParameter(str(error)) from error
+    if plot is not None:
+        _plot(name, found, plot, losses, settings or [])
+        return
     if as_json:
         print_json([entry.as_json() for entry in found])
         return
     for entry in found:
         for line in _lines(entry, whole=name is not None):
             typer.echo(line)
+
+
+def _plot(name: str | None, found: list[Entry], to: Path, losses: Path | None, settings: list[str]) -> None:
+    from steelyard_server import plots
+
+    if name is None or len(found) != 1:
+        families = ", ".join(entry.family for entry in found)
+        raise typer.BadParameter(
+            f"--plot: expected one method; {name or 'no name'} is of {families}: --family"
+        )
+    parameters = dict(_setting(text) for text in settings)
+    try:
+        given = plots.default_losses() if losses is None else plots.read_losses(losses)
+        made_from = plots.DEFAULT if losses is None else f"{len(given)} losses of {losses.name}"
+        plots.save(found[0], parameters, given, made_from, to)
+    except plots.PlotError as error:
+        typer.echo(f"steelyard: {error}", err=True)
+        raise typer.Exit(1) from error
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """parameter=value; the value is JSON, or a word as it stands."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise typer.BadParameter(f"--set: expected parameter=value, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def _lines(entry: Entry, *, whole: bool) -> Iterator[str]:
