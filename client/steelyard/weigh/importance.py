@@ -11,12 +11,13 @@ so that weights only ever shrink a step; dqn_zoo takes that maximum over the sam
 probabilities of the whole global batch here.
 
 "run_max" takes the maximum over all that the run has drawn so far, so that a step is not larger for the batch's
-company. OpenAI's baselines take it over the whole buffer, drawn or not, by a second tree of minima: that is at
-least as large, and nearly the same once the least likely examples were drawn. Of the past the greatest 1 / (N p)
-is kept and the exponent of the step applied to it, as they do.
+company. OpenAI's baselines take it over the whole buffer as it is now, by a second tree of minima: that knows the
+examples that were never drawn, and forgets a probability that no longer holds, while run_max does neither. Of the
+past the greatest 1 / (N p) is kept and the exponent of the step applied to it, as they do.
 
 k is the biased form of Katharopoulos and Fleuret: below 1 it favours the high scores that were drawn often. Theirs
-keeps the batch's sum of weight times score; scores are proportional to the probabilities.
+keeps the batch's sum of weight times score; here p stands for the score, which it is proportional to unless the
+draw mixes something in.
 """
 
 from __future__ import annotations

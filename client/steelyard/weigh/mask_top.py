@@ -51,7 +51,7 @@ class MaskTop(Rule):
     group: str = "group"
     """The column of the group."""
     pool: float = 1.0
-    """How many times the dropped are chosen from by lot; 1: the very highest, no lots."""
+    """From how many times as many the dropped are chosen by lot; 1: the very highest, no lots."""
     cosine_steps: int | None = None
     """Where set, share falls to 0 over so many steps along half a cosine."""
 
