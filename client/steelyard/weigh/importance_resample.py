@@ -39,7 +39,7 @@ class ImportanceResample(Rule):
     method: ClassVar[str] = "importance_resample"
     source: ClassVar[Source] = Source(
         "Not All Samples Are Created Equal: Deep Learning with Importance Sampling (Katharopoulos and Fleuret, 2018)",
-        "algorithm 1; idiap/importance-sampling samplers.py, reweighting.py",
+        "resampling and its condition; idiap/importance-sampling samplers.py, reweighting.py",
     )
     never_reported: ClassVar[str] = (
         "Nothing is remembered of examples; a candidate whose score is not known is not resampled."

@@ -31,7 +31,7 @@ class KlDro(Rule):
 
     method: ClassVar[str] = "kl_dro"
     source: ClassVar[Source] = Source(
-        "Doubly Robust Instance-Reweighted Adversarial Training (ICLR 2024)",
+        "Doubly Robust Instance-Reweighted Adversarial Training (Sow et al., 2024)",
         "closed form of the inner maximum; HardFocusTraining batch_training.py",
     )
     never_reported: ClassVar[str] = "Nothing is remembered: the losses of the batch alone decide."

@@ -25,7 +25,7 @@ class LossRankSlice(Rule):
 
     method: ClassVar[str] = "loss_rank_slice"
     source: ClassVar[Source] = Source(
-        "Doubly Robust Instance-Reweighted Adversarial Training (ICLR 2024)",
+        "Doubly Robust Instance-Reweighted Adversarial Training (Sow et al., 2024)",
         "rank mode; HardFocusTraining batch_training.py",
     )
     never_reported: ClassVar[str] = "Nothing is remembered: the losses of the batch alone decide."

@@ -35,7 +35,9 @@ _DELTA_LIMITS = (1e-6, 1e6)
 _MIN_RANGE_LIMITS = (1e-30, 1e30)
 
 
-PAPER = "Dynamic Loss-Based Sample Reweighting for Improved Large Language Model Pretraining (ICLR 2025)"
+PAPER = (
+    "Dynamic Loss-Based Sample Reweighting for Improved Large Language Model Pretraining (Sow et al., 2025)"
+)
 
 
 def seed_source(strategy: str) -> Source:

@@ -8,7 +8,8 @@ form "official", after the authors' code:
 form "composer", after the port in MosaicML Composer:
     percentile_i = (i + 1/2) / v   for the i-th lowest of v losses;   p_i ~ percentile_i^(1/keep - 1)
     floor(keep v) are chosen without replacement, one after the other by p.
-    Only from `start` to `end` of the training's `total_steps`, and every `interrupt`-th step is left whole.
+    Only from `start` to `end` of the training's `total_steps`, and every `interrupt`-th step is left whole (of the
+    run; there, of the epoch).
 
 Either way w_i = n/k for the k chosen and 0 for the others; a batch of which none is chosen weighs nothing.
 
