@@ -58,6 +58,16 @@ def test_nothing_moves_before_the_round_ends_and_then_the_mean_of_the_round_coun
     np.testing.assert_allclose(rule.masses(state, SIZES, 4), plain / plain.sum(), rtol=1e-12)
 
 
+def test_a_rule_that_takes_over_a_running_run_waits_for_a_whole_round(report_of: Reports) -> None:
+    rule = ShearedLlama(targets=TARGETS, every=3)
+    state, moved = rule.start(SIZES), []
+    for step in range(700, 706):
+        before = rule.masses(state, SIZES, step).tolist()
+        state = rule.update(state, report_of(SIZES, step, loss=LOSSES))
+        moved.append(rule.masses(state, SIZES, step + 1).tolist() != before)
+    assert moved == [False, False, True] * 2
+
+
 def learning(effort: Any, step: int) -> Any:
     """The second domain takes many more rows than the others to come to the same loss."""
     return np.exp(-effort / np.array([300.0, 4000.0, 300.0]))

@@ -86,7 +86,7 @@ class Ado(Mix):
             "width": [1.0],
             "examples": [0.0],
             "updates": [0.0],
-            "due": [float(self.ignored + self.every)],
+            "due": [-1.0],
         }
 
     def grown(self, state: State, sizes: Int64s) -> State:
@@ -107,6 +107,8 @@ class Ado(Mix):
         state = {**state, **listed(h=h), "examples": [state["examples"][0] + total]}
         if report.step >= self.ignored:
             state = self._recorded(state, report)
+        if state["due"][0] < 0:
+            state = {**state, "due": [float(max(report.step, self.ignored) + self.every)]}
         if report.step + 1 >= state["due"][0]:
             state = {**self._fitted(state), "due": [float(report.step + 1 + self.every)]}
         return self._mixed(state, report.sizes) if any(state["fitted"]) else state

@@ -63,12 +63,12 @@ class ClusterSoftmax(Mix):
 
     def fresh(self, sizes: Int64s) -> State:
         groups = len(sizes)
-        return {**fresh_round(groups, self.every), **listed(p=uniform(groups)), "round": [0.0]}
+        return {**fresh_round(groups), **listed(p=uniform(groups)), "round": [0.0]}
 
     def update(self, state: State, report: GroupReport) -> State:
         if self.rounds is not None and state["round"][0] + 1 >= self.rounds:
             return state
-        state = gather(state, report, self.signal)
+        state = gather(state, report, self.signal, self.every)
         if not is_due(state, report):
             return state
         state = close_round(state, report, self.every)

@@ -74,7 +74,7 @@ class ClusterUcb(Mix):
     """How far neighbours are at most."""
     distances: tuple[MassPerGroup, ...] | None = None
     """The distances between clusters, one row a cluster; None: no cluster has neighbours, as those that come later."""
-    passes: Annotated[float, Field(gt=0)] | None = 1.0
+    passes: Annotated[float, Field(gt=0, le=1e9)] | None = 1.0
     """How often all of a cluster's examples are reported until it is exhausted; None: never."""
 
     @property
@@ -87,11 +87,11 @@ class ClusterUcb(Mix):
 
     def fresh(self, sizes: Int64s) -> State:
         groups = len(sizes)
-        return {**nothing(groups, "rewards", "pulls", "reported"), **fresh_round(groups, self.every)}
+        return {**nothing(groups, "rewards", "pulls", "reported"), **fresh_round(groups)}
 
     def update(self, state: State, report: GroupReport) -> State:
         came = np.bincount(report.groups[report.groups >= 0], minlength=len(report.sizes))
-        state = gather(state, report, self.signal)
+        state = gather(state, report, self.signal, self.every)
         state = {**state, **listed(reported=array(state, "reported") + came)}
         if not is_due(state, report):
             return state

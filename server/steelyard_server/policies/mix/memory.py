@@ -29,16 +29,18 @@ def with_others_mean(values: Float64s, known: Float64s) -> Float64s:
     return np.where(there, values, values[there].mean() if there.any() else 0.0)
 
 
-def fresh_round(groups: int, every: int) -> dict[str, list[float]]:
-    """The part of a state that `gather` and `close_round` keep."""
-    return {**nothing(groups, "sum", "count", "last", "known"), "due": [float(every)]}
+def fresh_round(groups: int) -> dict[str, list[float]]:
+    """The part of a state that `gather` and `close_round` keep. The first round begins with the first report, at
+    whatever step of the run that is."""
+    return {**nothing(groups, "sum", "count", "last", "known"), "due": [-1.0]}
 
 
-def gather(state: State, report: GroupReport, signal: str) -> dict[str, list[float]]:
+def gather(state: State, report: GroupReport, signal: str, every: int) -> dict[str, list[float]]:
     """The state with the report's values of `signal` added to what came since the last round."""
     total, count = report.sums(signal)
     added = listed(sum=array(state, "sum") + total, count=array(state, "count") + count)
-    return {**state, **added}
+    due = state["due"] if state["due"][0] >= 0 else [float(report.step + every)]
+    return {**state, **added, "due": due}
 
 
 def is_due(state: State, report: GroupReport) -> bool:

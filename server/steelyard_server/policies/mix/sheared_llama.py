@@ -82,10 +82,10 @@ class ShearedLlama(Mix):
     def fresh(self, sizes: Int64s) -> State:
         groups = len(sizes)
         masses = sizes.astype(np.float64) if self.initial is None else self.numbers("initial", groups)
-        return {**listed(p=normalised(masses)), **fresh_round(groups, self.every)}
+        return {**listed(p=normalised(masses)), **fresh_round(groups)}
 
     def update(self, state: State, report: GroupReport) -> State:
-        state = gather(state, report, self.signal)
+        state = gather(state, report, self.signal, self.every)
         if not is_due(state, report):
             return state
         state = close_round(state, report, self.every)

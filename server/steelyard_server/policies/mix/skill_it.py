@@ -79,7 +79,7 @@ class SkillIt(Mix):
         return super().start(sizes)
 
     def fresh(self, sizes: Int64s) -> State:
-        return {**fresh_round(len(sizes), self.every), "window": []}
+        return {**fresh_round(len(sizes)), "window": []}
 
     def grown(self, state: State, sizes: Int64s) -> State:
         new = len(sizes) - len(state["known"])
@@ -88,7 +88,7 @@ class SkillIt(Mix):
         return {**super().grown(state, sizes), "window": [loss for losses in window for loss in losses]}
 
     def update(self, state: State, report: GroupReport) -> State:
-        state = gather(state, report, self.signal)
+        state = gather(state, report, self.signal, self.every)
         if not is_due(state, report):
             return state
         state = close_round(state, report, self.every)

@@ -29,7 +29,7 @@ class Temperature(Mix):
     method: Literal["temperature"] = "temperature"
     temperature: Annotated[float, Field(ge=1e-2, le=1e9)] = 2.0
     """T: 1 is proportional to size, infinity uniform."""
-    maximum: Annotated[float, Field(gt=0)] | None = None
+    maximum: Annotated[float, Field(gt=0, le=1e30)] | None = None
     """K: a group counts as at most so many examples; None: no limit."""
     scale: Annotated[float, Field(gt=0, le=1e9)] = 1.0
     """What a group's size is multiplied with before the limit."""
