@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 from scipy.optimize import minimize
 
-from steelyard_server.policies.mix import GroupReport
+from steelyard_server.policies.mix import GroupReport, power_law
 from steelyard_server.policies.mix.ado import Ado
 from steelyard_server.policies.mix.odm import Odm
-from steelyard_server.policies.mix.power_law import PowerLaw, fit
 from steelyard_server.policies.mix.shares import with_least
 
 SIZES = np.array([100, 100])
 Reports = Callable[..., GroupReport]
+
+
+class PowerLaw(NamedTuple):
+    floor: float
+    gain: float
+    exponent: float
+
+
+def fit(n: Any, losses: Any, weights: Any) -> PowerLaw | None:
+    """One group's curve."""
+    laws = power_law.fit(n, losses[None], weights[None])
+    return PowerLaw(laws.floor[0], laws.gain[0], laws.exponent[0]) if laws.fitted[0] else None
 
 
 def curve(law: PowerLaw, n: Any) -> Any:
@@ -61,6 +72,20 @@ def test_the_fit_is_as_good_as_lbfgs_from_a_grid(seed: int) -> None:
     found = fit(n, losses, np.ones(64))
     assert found is not None
     assert cost([found.floor, found.gain, found.exponent]) < best * 1.01
+
+
+def test_groups_are_fitted_as_if_each_were_alone() -> None:
+    rng = np.random.default_rng(5)
+    n = np.linspace(100.0, 6400.0, 32)
+    losses = 1.0 + rng.uniform(3, 30, (70, 1)) * n ** -rng.uniform(0.2, 0.7, (70, 1))
+    weights = (rng.random((70, 32)) < 0.8).astype(np.float64)
+    weights[7] = 0.0
+    together = power_law.fit(n, losses, weights)
+    assert np.flatnonzero(~together.fitted).tolist() == [7]
+    for group in (0, 7, 69):
+        alone = fit(n, losses[group], weights[group])
+        row = (together.floor[group], together.gain[group], together.exponent[group])
+        assert row == (alone or (0.0, 0.0, 0.0))
 
 
 def test_too_few_points_or_none_above_zero_are_not_fitted() -> None:

@@ -160,22 +160,27 @@ class Ado(Mix):
 
     def _fitted(self, state: State) -> State:
         """The state with a curve for each domain that has points enough; the others keep what they had."""
-        groups = len(state["h"])
+        groups, ends = len(state["h"]), array(state, "ends")
+        if not len(ends):
+            return state
         sums, counts = (array(state, name).reshape(-1, groups) for name in ("sums", "counts"))
-        ends = array(state, "ends")
         # A stretch stands for the number of examples at its middle.
         middle = (
             (ends + np.concatenate(([2.0 * ends[0] - ends[1]], ends[:-1]))) / 2 if len(ends) > 1 else ends
         )
         middle = np.maximum(middle, 1.0)
         means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
-        laws = {name: array(state, name) for name in ("floor", "gain", "exponent", "fitted")}
-        for group in range(groups):
-            law = fit(middle, means[:, group], counts[:, group])
-            if law is not None:
-                laws["floor"][group], laws["gain"][group] = law.floor, law.gain
-                laws["exponent"][group], laws["fitted"][group] = law.exponent, 1.0
-        return {**state, **listed(**laws)}
+        laws = fit(middle, means.T, counts.T)
+        new = laws.fitted
+        return {
+            **state,
+            **listed(
+                floor=np.where(new, laws.floor, array(state, "floor")),
+                gain=np.where(new, laws.gain, array(state, "gain")),
+                exponent=np.where(new, laws.exponent, array(state, "exponent")),
+                fitted=np.where(new, 1.0, array(state, "fitted")),
+            ),
+        }
 
     def _mixed(self, state: State, sizes: Int64s) -> State:
         """The state with the mix that the curves give where the run is now."""

@@ -98,9 +98,15 @@ class ClusterUcb(Mix):
         pulled = np.flatnonzero(array(state, "count"))
         state = close_round(state, report, self.every)
         reward = array(state, "last")[pulled] - self.offset
-        near, closeness = self._neighbours(pulled, len(report.sizes))
-        rewards = array(state, "rewards") + (reward[:, None] * closeness).sum(axis=0)
-        return {**state, **listed(rewards=rewards, pulls=array(state, "pulls") + near.sum(axis=0))}
+        rewards, pulls = array(state, "rewards"), array(state, "pulls")
+        if self.distances is None:
+            rewards[pulled] += reward
+            pulls[pulled] += 1.0
+        else:
+            near, closeness = self._neighbours(pulled, self.distances, len(report.sizes))
+            rewards += (reward[:, None] * closeness).sum(axis=0)
+            pulls += near.sum(axis=0)
+        return {**state, **listed(rewards=rewards, pulls=pulls)}
 
     def masses(self, state: State, sizes: Int64s, step: int) -> Float64s:
         open_ = sizes > 0
@@ -120,12 +126,13 @@ class ClusterUcb(Mix):
         bonus = self.alpha * np.sqrt(2.0 * log(np.array([total]))[0] / (pulls + 1.0))
         return np.asarray(rewards / np.maximum(pulls, 1.0) + bonus)
 
-    def _neighbours(self, pulled: Int64s, groups: int) -> tuple[Float64s, Float64s]:
+    def _neighbours(
+        self, pulled: Int64s, distances: tuple[MassPerGroup, ...], groups: int
+    ) -> tuple[Float64s, Float64s]:
         """For each pulled cluster (rows) and each cluster: 1 where that is near, and how close from 0 to 1."""
+        known = len(distances)
         distance = np.full((groups, groups), np.inf)
-        if self.distances is not None:
-            known = len(self.distances)
-            distance[:known, :known] = self.distances
+        distance[:known, :known] = distances
         np.fill_diagonal(distance, 0.0)
         distance = distance[pulled]
         near = (distance <= self.threshold).astype(np.float64)

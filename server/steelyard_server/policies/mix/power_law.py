@@ -1,4 +1,4 @@
-"""The curve L(n) = e^floor + e^gain · n^-exponent through the losses of one group, by arithmetic that every machine
+"""The curves L(n) = e^floor + e^gain · n^-exponent through the losses of groups, by arithmetic that every machine
 rounds alike.
 
 What is made small is sum_i w_i · huber(log L(n_i) - log loss_i) with delta = 1e-3, which is nearly the sum of absolute
@@ -14,68 +14,87 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from steelyard_server.core.exact import exp, log
 from steelyard_server.policies.mix.contract import Float64s
 
 _DELTA = 1e-3
-_EXPONENTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5)
-_FLOORS = (0.01, 0.2, 0.4, 0.6, 0.8, 0.9, 0.97, 0.995)
+_EXPONENTS = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5])
+_FLOORS = np.array([0.01, 0.2, 0.4, 0.6, 0.8, 0.9, 0.97, 0.995])
 _STARTS = 4
-_STEPS = 60
-_BOUNDS = ((-60.0, 100.0), (-60.0, 100.0), (0.0, 3.0))
+_STEPS = 50
+_BOUNDS = np.array([[-60.0, -60.0, 0.0], [100.0, 100.0, 3.0]])
+_AT_A_TIME = 64
 
 
-@dataclass(frozen=True, slots=True)
-class PowerLaw:
-    """L(n) = e^floor + e^gain · n^-exponent."""
+@dataclass(frozen=True, slots=True, eq=False)
+class PowerLaws:
+    """L(n) = e^floor + e^gain · n^-exponent of each group, float64[K]; `fitted` bool[K] tells which there are, and
+    the others hold 0."""
 
-    floor: float
-    gain: float
-    exponent: float
+    floor: Float64s
+    gain: Float64s
+    exponent: Float64s
+    fitted: npt.NDArray[np.bool_]
 
 
-def fit(n: Float64s, losses: Float64s, weights: Float64s) -> PowerLaw | None:
-    """The curve through float64[P] `losses` at `n` > 0; None where fewer than four are above 0 with weight.
-
-    O(steps · starts · P): some milliseconds for 64 points.
-    """
+def fit(n: Float64s, losses: Float64s, weights: Float64s) -> PowerLaws:
+    """The curves through float64[K, P] `losses` with `weights` at `n` > 0, float64[P]. A group is fitted where at least
+    four losses are above 0 and have a weight. O(K · P · steps · starts): some milliseconds a group for 64 points."""
+    found = np.zeros((len(losses), 3))
     known = (losses > 0) & (weights > 0)
-    if int(known.sum()) < 4:
-        return None
-    logs, target = log(n[known]), log(losses[known])
-    # Relative to the last point the three parameters hardly depend on one another.
-    data = _Data(logs - logs.max(), target, weights[known] / weights[known].max())
-    starts = _starts(data)
-    order = np.argsort(_cost(data, starts), kind="stable")
-    found = _descend(data, starts[order[:_STARTS]])
-    best = found[int(np.argmin(_cost(data, found)))]
-    return PowerLaw(float(best[0]), float(best[1] + best[2] * logs.max()), float(best[2]))
+    fitted = known.sum(axis=1) >= 4
+    logs = log(n)
+    last = logs.max(initial=0.0)
+    groups = np.flatnonzero(fitted)
+    for first in range(0, len(groups), _AT_A_TIME):
+        some = groups[first : first + _AT_A_TIME]
+        # Relative to the last point the three parameters hardly depend on one another.
+        found[some] = _fit_some(logs - last, losses[some], np.where(known[some], weights[some], 0.0))
+    # log L = gain - exponent · (log n - last) where it falls.
+    found[:, 1] += found[:, 2] * last
+    return PowerLaws(found[:, 0], found[:, 1], found[:, 2], fitted)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Data:
-    """log n relative to the last point, log loss, weight: float64[P]."""
+    """log n relative to the last point, float64[P]; log loss and weight, float64[G, 1, P], 0 where there is none."""
 
     u: Float64s
     target: Float64s
     weight: Float64s
 
 
-def _starts(data: _Data) -> Float64s:
-    """The grid: float64[S, 3] of floor, gain at the last point, exponent."""
-    exponent = np.repeat(_EXPONENTS, len(_FLOORS))
+def _fit_some(u: Float64s, losses: Float64s, weights: Float64s) -> Float64s:
+    """Floor, gain at the last point, exponent: float64[G, 3]."""
+    known = weights > 0
+    target = log(np.where(known, losses, 1.0))
+    weight = weights / weights.max(axis=1, keepdims=True)
+    data = _Data(u, target[:, None, :], weight[:, None, :])
+    starts = _starts(data, known[:, None, :])
+    best = np.argsort(_cost(data, starts), axis=1, kind="stable")[:, :_STARTS]
+    found = _descend(data, np.take_along_axis(starts, best[:, :, None], axis=1))
+    least = np.argmin(_cost(data, found), axis=1)
+    return np.asarray(found[np.arange(len(found)), least])
+
+
+def _starts(data: _Data, known: npt.NDArray[np.bool_]) -> Float64s:
+    """The grid: float64[G, S, 3]; the gain is the mean over points of what the exponent and the floor leave for it."""
+    exponent, part = (grid.ravel() for grid in np.meshgrid(_EXPONENTS, _FLOORS, indexing="ij"))
     # Not the least of all, and what stands under a floor as a little above it: a wild loss must not shift the grid.
-    low = np.sort(data.target)[len(data.target) // 10]
-    floor = low + log(np.tile(_FLOORS, len(_EXPONENTS)))
-    left = np.maximum(exp(data.target[None, :] - low) - exp(floor - low)[:, None], 1e-3)
-    gain = (low + log(left) + exponent[:, None] * data.u).mean(axis=1)
-    return np.stack([floor, gain, exponent], axis=1)
+    counts = known.sum(axis=2)
+    low = np.sort(np.where(known, data.target, np.inf), axis=2)[:, 0, :]
+    low = np.take_along_axis(low, counts // 10, axis=1)
+    left = np.maximum(exp(data.target - low[:, :, None]) - part[:, None], 1e-3)
+    gains = np.where(known, low[:, :, None] + log(left) + exponent[:, None] * data.u, 0.0)
+    gain = gains.sum(axis=2) / counts
+    return np.stack(np.broadcast_arrays(low + log(part), gain, exponent), axis=2)
 
 
 def _parts(data: _Data, parameters: Float64s) -> tuple[Float64s, Float64s]:
-    """The error of log L at each point, and the falling part's share of L: float64[S, P] both."""
-    floor, gain, exponent = parameters[:, :1], parameters[:, 1:2], parameters[:, 2:]
+    """The error of log L at each point, and the falling part's share of L: float64[G, S, P] both."""
+    floor, gain, exponent = parameters[..., :1], parameters[..., 1:2], parameters[..., 2:]
     falling = gain - exponent * data.u
     top = np.maximum(floor, falling)
     low, high = exp(floor - top), exp(falling - top)
@@ -83,46 +102,46 @@ def _parts(data: _Data, parameters: Float64s) -> tuple[Float64s, Float64s]:
 
 
 def _cost(data: _Data, parameters: Float64s) -> Float64s:
-    """sum w · huber(error), float64[S]."""
+    """sum w · huber(error), float64[G, S]."""
     size = np.abs(_parts(data, parameters)[0])
     inside = np.minimum(size, _DELTA)
-    return np.asarray((data.weight * inside * (size - 0.5 * inside)).sum(axis=1))
+    return np.asarray((data.weight * inside * (size - 0.5 * inside)).sum(axis=-1))
 
 
 def _descend(data: _Data, parameters: Float64s) -> Float64s:
-    """Damped Gauss-Newton steps from float64[S, 3]; each start has its own damping."""
-    damping, cost = np.full(len(parameters), 1e-2), _cost(data, parameters)
+    """Damped Gauss-Newton steps from float64[G, S, 3]; each start has its own damping."""
+    cost = _cost(data, parameters)
+    damping = np.full(cost.shape, 1e-2)
     for _ in range(_STEPS):
-        moved = parameters + _step(data, parameters, damping)
-        moved = np.stack([np.clip(moved[:, i], *bounds) for i, bounds in enumerate(_BOUNDS)], axis=1)
+        moved = np.clip(parameters + _step(data, parameters, damping), *_BOUNDS)
         there = _cost(data, moved)
         better = there < cost
-        parameters = np.where(better[:, None], moved, parameters)
+        parameters = np.where(better[..., None], moved, parameters)
         cost = np.where(better, there, cost)
         damping = np.clip(damping * np.where(better, 0.2, 4.0), 1e-9, 1e9)
     return parameters
 
 
 def _step(data: _Data, parameters: Float64s, damping: Float64s) -> Float64s:
-    """-(J'WJ + damping · diag)^-1 J'W error, float64[S, 3], by Cramer's rule."""
+    """-(J'WJ + damping · diag)^-1 J'W error, float64[G, S, 3], by Cramer's rule."""
     error, share = _parts(data, parameters)
     weight = data.weight * _DELTA / np.maximum(np.abs(error), _DELTA)
     slopes = (1.0 - share, share, -data.u * share)
-    a = [[(weight * x * y).sum(axis=1) for y in slopes] for x in slopes]
+    weighted = [weight * x for x in slopes]
+    a = [[(x * y).sum(axis=-1) for y in slopes] for x in weighted]
     for i in range(3):
         a[i][i] = a[i][i] * (1.0 + damping) + 1e-12
-    b = [-(weight * x * error).sum(axis=1) for x in slopes]
+    b = [-(x * error).sum(axis=-1) for x in weighted]
     whole = _determinant(a)
-    usable = whole != 0
     columns = []
     for j in range(3):
         changed = [[b[i] if k == j else a[i][k] for k in range(3)] for i in range(3)]
-        columns.append(np.divide(_determinant(changed), whole, out=np.zeros(len(whole)), where=usable))
-    return np.stack(columns, axis=1)
+        columns.append(np.divide(_determinant(changed), whole, out=np.zeros(whole.shape), where=whole != 0))
+    return np.stack(columns, axis=-1)
 
 
 def _determinant(m: list[list[Float64s]]) -> Float64s:
-    """Of 3 × 3 arrays float64[S]: float64[S]."""
+    """Of 3 × 3 arrays of one shape: that shape."""
     return np.asarray(
         m[0][0] * (m[1][1] * m[2][2] - m[1][2] * m[2][1])
         - m[0][1] * (m[1][0] * m[2][2] - m[1][2] * m[2][0])

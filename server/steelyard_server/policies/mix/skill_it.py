@@ -107,10 +107,10 @@ class SkillIt(Mix):
         losses = np.array(rounds).sum(axis=0) if rounds else np.zeros(groups)
         if self.targets is not None:
             losses = losses * self.numbers("targets", groups) / max(len(rounds), 1)
-        helps = np.eye(groups)
-        if self.graph is not None:
-            known = len(self.graph)
-            helps[:known, :known] = self.graph
+        if self.graph is None:
+            return losses
+        helps, known = np.eye(groups), len(self.graph)
+        helps[:known, :known] = self.graph
         return np.asarray((helps * losses).sum(axis=1))
 
     def _rounds(self, state: State) -> list[list[float]]:
