@@ -24,6 +24,7 @@ _CHUNK = 1 << 19
 
 _SHUFFLE: Mapping[str, Any] = {"method": "shuffle"}
 _UNIFORM: Mapping[str, Any] = {"method": "uniform"}
+_NO_MIX: Mapping[str, Any] = {"method": "none"}
 
 
 def connect(address: str, *, timeout: float = 30.0) -> Client:
@@ -190,6 +191,7 @@ class Client:
         seed: int = 0,
         staleness: Staleness = 16,
         draw: Mapping[str, Any] = _SHUFFLE,
+        mix: Mapping[str, Any] = _NO_MIX,
         weigh: Mapping[str, Any] = _UNIFORM,
         on_nonfinite: Literal["skip", "reject"] = "skip",
         report_timeout: float = 600.0,
@@ -198,6 +200,9 @@ class Client:
         exist_ok: bool = False,
     ) -> Run:
         """Creates a run of `dataset`: global batches of `batch_size` ids, drawn and weighed by these policies.
+
+        `mix`: how much of a batch each group of examples gives, the group being a number in a column of the dataset;
+        then `draw` draws within each group.
 
         `staleness`: a draw lacks the reports of that many steps, no more and no fewer; "any": it takes what has
         arrived. `on_nonfinite`: whether a non-finite loss is left out or refuses its report. `report_timeout`: seconds
@@ -217,7 +222,9 @@ class Client:
             dataset=dataset,
             batch_size=whole("batch_size", batch_size, at_least=1, below=2**32),
             seed=whole("seed", seed),
-            policy=runs_pb2.Policy(draw=to_struct(draw, "draw"), weigh=to_struct(weigh, "weigh")),
+            policy=runs_pb2.Policy(
+                draw=to_struct(draw, "draw"), mix=to_struct(mix, "mix"), weigh=to_struct(weigh, "weigh")
+            ),
             staleness=_staleness(staleness),
             on_nonfinite=runs_pb2.ON_NONFINITE_REJECT if reject else runs_pb2.ON_NONFINITE_SKIP,
             report_timeout_seconds=seconds("report_timeout", report_timeout),

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from steelyard import forking, wire
 from steelyard.channel import errors_of, explained
 from steelyard.errors import DataLoss, DeadlineExceeded, Internal, SteelyardError, from_rpc_error
-from steelyard.info import Staleness, staleness_of
+from steelyard.info import Staleness, mix_of, staleness_of
 from steelyard.structs import from_struct
 from steelyard.v1 import arrays_pb2, runs_pb2
 from steelyard.v1 import events_pb2 as pb
@@ -38,6 +38,7 @@ class RunSpec:
     seed: int
     staleness: Staleness
     draw: Mapping[str, Any]
+    mix: Mapping[str, Any]
     weigh: Mapping[str, Any]
     on_nonfinite: Literal["skip", "reject"]
     report_timeout: float
@@ -57,10 +58,11 @@ class RunCreated:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PolicyChanged:
-    """Both parts of the policy, from the next draw on."""
+    """All parts of the policy, from the next draw on."""
 
     record: int
     draw: Mapping[str, Any]
+    mix: Mapping[str, Any]
     weigh: Mapping[str, Any]
 
 
@@ -301,6 +303,7 @@ def _run_created(record: int, message: pb.RunCreated) -> RunCreated:
         seed=spec.seed,
         staleness=staleness_of(spec),
         draw=from_struct(spec.policy.draw),
+        mix=mix_of(spec.policy),
         weigh=from_struct(spec.policy.weigh),
         on_nonfinite="reject" if spec.on_nonfinite == runs_pb2.ON_NONFINITE_REJECT else "skip",
         report_timeout=spec.report_timeout_seconds,
@@ -311,7 +314,8 @@ def _run_created(record: int, message: pb.RunCreated) -> RunCreated:
 
 
 def _policy_changed(record: int, message: pb.PolicyChanged) -> PolicyChanged:
-    return PolicyChanged(record, from_struct(message.policy.draw), from_struct(message.policy.weigh))
+    policy = message.policy
+    return PolicyChanged(record, from_struct(policy.draw), mix_of(policy), from_struct(policy.weigh))
 
 
 def _column_set(record: int, message: pb.ColumnSet) -> ColumnSet:

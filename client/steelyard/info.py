@@ -38,6 +38,7 @@ class RunInfo:
     seed: int
     staleness: Staleness
     draw: Mapping[str, Any]
+    mix: Mapping[str, Any]
     weigh: Mapping[str, Any]
     on_nonfinite: Literal["skip", "reject"]
     report_timeout: float
@@ -141,6 +142,11 @@ def staleness_of(spec: runs_pb2.RunSpec) -> Staleness:
     return spec.staleness.steps if bound == "steps" else DEFAULT_STALENESS
 
 
+def mix_of(policy: runs_pb2.Policy) -> dict[str, Any]:
+    """The mix in force. A server that knows none does not tell of it."""
+    return from_struct(policy.mix) if policy.HasField("mix") else {"method": "none"}
+
+
 def run_info(message: runs_pb2.Run) -> RunInfo:
     spec = message.spec
     return RunInfo(
@@ -150,6 +156,7 @@ def run_info(message: runs_pb2.Run) -> RunInfo:
         seed=spec.seed,
         staleness=staleness_of(spec),
         draw=from_struct(spec.policy.draw),
+        mix=mix_of(spec.policy),
         weigh=from_struct(spec.policy.weigh),
         on_nonfinite="reject" if spec.on_nonfinite == runs_pb2.ON_NONFINITE_REJECT else "skip",
         report_timeout=spec.report_timeout_seconds,

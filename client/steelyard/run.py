@@ -254,6 +254,7 @@ class Run:
         *,
         step: int | str | None = None,
         draw: Mapping[str, Any] | None = None,
+        mix: Mapping[str, Any] | None = None,
         weigh: Mapping[str, Any] | None = None,
     ) -> Run:
         """A new run that begins at a step or a bookmark with this run's state of that moment, and serves it first.
@@ -261,7 +262,7 @@ class Run:
         By default at the first step that is not closed, under this run's policy. AlreadyExists: the name is taken.
         FailedPrecondition: a step that is ahead of the run or no longer retained.
         """
-        request = runs_pb2.ForkRequest(name=self._name, new_name=new_name, policy=_policy(draw, weigh))
+        request = runs_pb2.ForkRequest(name=self._name, new_name=new_name, policy=_policy(draw, weigh, mix))
         if isinstance(step, str):
             request.bookmark = step
         else:
@@ -270,10 +271,13 @@ class Run:
         return Run(self._client, new_name)
 
     def change_policy(
-        self, draw: Mapping[str, Any] | None = None, weigh: Mapping[str, Any] | None = None
+        self,
+        draw: Mapping[str, Any] | None = None,
+        weigh: Mapping[str, Any] | None = None,
+        mix: Mapping[str, Any] | None = None,
     ) -> RunInfo:
         """Replaces the policy, or a part of it, from the next draw on; steps drawn already keep theirs."""
-        request = runs_pb2.ChangePolicyRequest(name=self._name, policy=_policy(draw, weigh))
+        request = runs_pb2.ChangePolicyRequest(name=self._name, policy=_policy(draw, weigh, mix))
         purpose = self._purpose("changing the policy of")
         return run_info(self._transport.call(self._transport.runs.ChangePolicy, request, purpose).run)
 
@@ -377,12 +381,16 @@ def _observed_part(signals: int) -> int:
     return max(min(_CHUNK, _MESSAGE // (4 + 4 * signals)), 1)
 
 
-def _policy(draw: Mapping[str, Any] | None, weigh: Mapping[str, Any] | None) -> runs_pb2.Policy:
+def _policy(
+    draw: Mapping[str, Any] | None, weigh: Mapping[str, Any] | None, mix: Mapping[str, Any] | None
+) -> runs_pb2.Policy:
     policy = runs_pb2.Policy()
     if draw is not None:
         policy.draw.CopyFrom(to_struct(draw, "draw"))
     if weigh is not None:
         policy.weigh.CopyFrom(to_struct(weigh, "weigh"))
+    if mix is not None:
+        policy.mix.CopyFrom(to_struct(mix, "mix"))
     return policy
 
 

@@ -220,9 +220,15 @@ def _events_of(run: steelyard.Run) -> list[str]:
             if (event.weight == 1).all():
                 del fields["weight"]
         record = fields.pop("record")
-        words = [f"{name} {_value(value)}" for name, value in fields.items() if name != "draw_state" or value]
+        words = [
+            f"{name} {_value(value)}" for name, value in fields.items() if not _says_nothing(name, value)
+        ]
         lines += _wrapped(f"{record:>4}  {type(event).__name__:<15}", words)
     return lines
+
+
+def _says_nothing(name: str, value: Any) -> bool:
+    return (name == "draw_state" and not value) or (name == "mix" and value == {"method": "none"})
 
 
 def _batches_of(run: steelyard.Run) -> list[str]:

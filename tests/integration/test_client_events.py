@@ -138,7 +138,9 @@ def as_core(event):
         case events.StepClosed():
             return core.StepClosed(event.step, event.reason)
         case events.PolicyChanged():
-            return core.PolicyChanged({"draw": dict(event.draw), "weigh": dict(event.weigh)})
+            return core.PolicyChanged(
+                {"draw": dict(event.draw), "mix": dict(event.mix), "weigh": dict(event.weigh)}
+            )
         case events.ColumnSet():
             return core.ColumnSet(event.column, event.ids, event.values)
         case events.DatasetGrown():

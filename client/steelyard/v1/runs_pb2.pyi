@@ -19,12 +19,14 @@ ON_NONFINITE_SKIP: OnNonfinite
 ON_NONFINITE_REJECT: OnNonfinite
 
 class Policy(_message.Message):
-    __slots__ = ("draw", "weigh")
+    __slots__ = ("draw", "weigh", "mix")
     DRAW_FIELD_NUMBER: _ClassVar[int]
     WEIGH_FIELD_NUMBER: _ClassVar[int]
+    MIX_FIELD_NUMBER: _ClassVar[int]
     draw: _struct_pb2.Struct
     weigh: _struct_pb2.Struct
-    def __init__(self, draw: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., weigh: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    mix: _struct_pb2.Struct
+    def __init__(self, draw: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., weigh: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., mix: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class Staleness(_message.Message):
     __slots__ = ("steps", "any")

@@ -85,12 +85,17 @@ def _run_created(event: kinds.RunCreated) -> str:
     spec = event.spec
     return (
         f"{spec.name} on {spec.dataset}, {event.dataset_size} examples: batch_size {spec.batch_size}, "
-        f"seed {spec.seed}, staleness {spec.staleness}, draw {_config(spec.draw)}, weigh {_config(spec.weigh)}"
+        f"seed {spec.seed}, staleness {spec.staleness}, {_policy(spec)}"
     )
 
 
 def _policy_changed(event: kinds.PolicyChanged) -> str:
-    return f"draw {_config(event.draw)}, weigh {_config(event.weigh)}"
+    return _policy(event)
+
+
+def _policy(of: kinds.RunSpec | kinds.PolicyChanged) -> str:
+    mix = "" if of.mix.get("method") == "none" else f" mix {_config(of.mix)},"
+    return f"draw {_config(of.draw)},{mix} weigh {_config(of.weigh)}"
 
 
 def _column_set(event: kinds.ColumnSet) -> str:

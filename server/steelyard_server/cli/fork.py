@@ -19,6 +19,10 @@ from steelyard_server.cli.options import (
 
 _PARENTS = "[default: the parent's]"
 Draw = Annotated[str | None, typer.Option(metavar="JSON", help=f'As in {{"method": "shuffle"}}. {_PARENTS}')]
+Mix = Annotated[
+    str | None,
+    typer.Option(metavar="JSON", help=f'As in {{"method": "static", "shares": [3, 1]}}. {_PARENTS}'),
+]
 Weigh = Annotated[
     str | None, typer.Option(metavar="JSON", help=f'As in {{"method": "linupper", "r": 0.4}}. {_PARENTS}')
 ]
@@ -30,6 +34,7 @@ def fork(
     step: AtStep = None,
     bookmark: AtBookmark = None,
     draw: Draw = None,
+    mix: Mix = None,
     weigh: Weigh = None,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = DEFAULT_TIMEOUT,
@@ -39,7 +44,11 @@ def fork(
     Without a step or a bookmark it begins at the first step that is not closed.
     """
     at = step_or_bookmark(step, bookmark)
-    methods = {"draw": _method("--draw", draw), "weigh": _method("--weigh", weigh)}
+    methods = {
+        "draw": _method("--draw", draw),
+        "mix": _method("--mix", mix),
+        "weigh": _method("--weigh", weigh),
+    }
     with steelyard.connect(address, timeout=timeout) as client:
         next_step = client.run(run).fork(new_run, step=at, **methods).info().next_step
     typer.echo(f"{new_run} begins at step {next_step} of {run}")

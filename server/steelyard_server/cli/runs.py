@@ -23,11 +23,22 @@ def runs(
     if as_json:
         print_json([dataclasses.asdict(run) for run in found])
         return
-    heads = ("run", "dataset", "size", "batch_size", "draw", "weigh", "staleness", "next_step", "bookmarks")
+    heads = (
+        "run",
+        "dataset",
+        "size",
+        "batch_size",
+        "draw",
+        "mix",
+        "weigh",
+        "staleness",
+        "next_step",
+        "bookmarks",
+    )
     rows = []
     for run in found:
         bookmarks = ",".join(f"{name}={step}" for name, step in sorted(run.bookmarks.items()))
-        policy = (run.draw.get("method", "?"), run.weigh.get("method", "?"))
+        policy = tuple(one.get("method", "?") for one in (run.draw, run.mix, run.weigh))
         rows.append(
             [
                 run.name,

@@ -24,7 +24,8 @@ class RunCreated:
 
 @dataclass(frozen=True, slots=True)
 class PolicyChanged:
-    """`policy` replaces the run's from the next draw on (plain JSON values: {"draw": {...}, "weigh": {...}})."""
+    """`policy` replaces the run's from the next draw on. Plain JSON values: {"draw": {...}, "mix": {...}, "weigh":
+    {...}}; one that is not there stays what it is."""
 
     policy: Mapping[str, Any]
 

@@ -1,18 +1,26 @@
-"""A run's policy: how it draws and how it weighs, validated together."""
+"""A run's policy: how it draws, in what mix of groups, and how it weighs, validated together."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from steelyard import weigh
 from steelyard_server.policies.columns import Derived
 from steelyard_server.policies.draw import METHODS, Draw, Drawer, Examples
-from steelyard_server.policies.draw.contract import Float32s
+from steelyard_server.policies.draw.contract import Float32s, Ids
+from steelyard_server.policies.mix import METHODS as MIXES
+from steelyard_server.policies.mix import Mix, groups
+from steelyard_server.policies.mix.drawer import KEPT, MixDrawer, chooses
+
+T = TypeVar("T", bound=BaseModel)
+
+NO_MIX: Mapping[str, Any] = {"method": "none"}
+"""Batches are drawn from all examples, whatever group they are in."""
 
 _OWN = "own:"
 
@@ -27,6 +35,8 @@ class Policy:
     weigh: weigh.Rule
     where: str
     """Where the weights are computed: "auto", "server" or "client"."""
+    mix: Mix | None = None
+    """None: batches are drawn from all examples, whatever group they are in."""
 
     @property
     def derived(self) -> tuple[Derived, ...]:
@@ -36,31 +46,38 @@ class Policy:
     @property
     def static(self) -> tuple[str, ...]:
         """The uploaded columns that it reads."""
-        return self.draw.static
+        if self.mix is None:
+            return self.draw.static
+        return tuple(dict.fromkeys([*self.draw.static, self.mix.group, *self.mix.columns]))
 
     @property
     def own(self) -> tuple[str, ...]:
         """The columns that its drawer keeps for itself."""
-        return self.draw.own
+        if self.mix is None or not chooses(self.mix):
+            return self.draw.own
+        return (*self.draw.own, KEPT)
 
     @property
     def listens(self) -> tuple[str, ...]:
         """The signals that its drawer is told of."""
-        return self.draw.listens
+        signals = () if self.mix is None else self.mix.signals
+        return tuple(dict.fromkeys([*self.draw.listens, *signals]))
 
     @property
     def reads_reports(self) -> bool:
-        return self.draw.reads_reports
+        return self.draw.reads_reports or (self.mix is not None and bool(self.mix.signals))
 
     def draws_as(self, other: Policy) -> bool:
         """Whether both draw by the same law: then a change from one to the other leaves the drawer as it is."""
-        return self.draw == other.draw
+        return self.draw == other.draw and self.mix == other.mix
 
     def drawer(
         self, examples: Examples, *, seed: int, batch_size: int, state: Mapping[str, Any] | None = None
     ) -> Drawer:
         """What draws the batches; as Draw.drawer."""
-        return self.draw.drawer(examples, seed=seed, batch_size=batch_size, state=state)
+        if self.mix is None:
+            return self.draw.drawer(examples, seed=seed, batch_size=batch_size, state=state)
+        return MixDrawer(self.mix, self.draw, examples, seed=seed, batch_size=batch_size, state=state)
 
     def too_small(self, drawable: int, batch_size: int) -> str | None:
         """Why a batch cannot be drawn from so few examples; None where it can."""
@@ -68,44 +85,84 @@ class Policy:
 
     def objection(self, column: str, values: Float32s) -> str | None:
         """Why finite `values` of `column` cannot be used; None where they can."""
+        if self.mix is not None and column == self.mix.group:
+            objection = groups.objection(column, values)
+            if objection is not None:
+                return objection
         return self.draw.objection(column, values)
+
+    def misfit(self, column: Callable[[str], Float32s], retired: Ids, batch_size: int) -> str | None:
+        """Why the mix cannot serve a dataset with these columns and retired ids; None where it can. O(size)."""
+        if self.mix is None:
+            return None
+        sizes = groups.sizes_of(groups.group_ids(column(self.mix.group)), retired)
+        drawable = int(sizes.sum())
+        if not drawable:
+            return f"mix: expected examples with a group in column {self.mix.group!r}; none has one"
+        try:
+            self.mix.start(sizes)
+        except ValueError as error:
+            return str(error)
+        reason = self.draw.too_small(drawable, batch_size)
+        return reason and f"{reason} with a group in column {self.mix.group!r}"
 
     def canonical(self) -> dict[str, Any]:
         """The policy with all defaults filled in, as JSON values."""
-        return {"draw": self.draw.canonical(), "weigh": {**weigh.to_config(self.weigh), "where": self.where}}
+        return {
+            "draw": self.draw.canonical(),
+            "mix": dict(NO_MIX) if self.mix is None else self.mix.canonical(),
+            "weigh": {**weigh.to_config(self.weigh), "where": self.where},
+        }
 
 
-def parse_policy(draw: Mapping[str, Any], weigher: Mapping[str, Any]) -> Policy:
-    """Validates a policy given as plain JSON values; PolicyError names what is wrong and the nearest right name."""
+def parse_policy(
+    draw: Mapping[str, Any], weigher: Mapping[str, Any], mix: Mapping[str, Any] | None = None
+) -> Policy:
+    """Validates a policy given as plain JSON values; PolicyError names what is wrong and the nearest right name. `mix`:
+    none where it is None or its method "none"."""
     try:
         rule, where = weigh.parse(weigher), weigh.parse_where(weigher)
     except (ValueError, TypeError) as error:
         raise PolicyError(f"weigh: {error}") from error
-    policy = Policy(_parse_draw(draw), rule, where)
+    policy = Policy(_parse("draw", METHODS, draw), rule, where, _parse_mix(NO_MIX if mix is None else mix))
     _refuse_misnamed_columns(policy)
     _refuse_double_counting(policy)
     return policy
 
 
-def _parse_draw(config: Mapping[str, Any]) -> Draw:
+def _parse_mix(config: Mapping[str, Any]) -> Mix | None:
+    if config.get("method") != NO_MIX["method"]:
+        return _parse("mix", MIXES, config, also=NO_MIX["method"])
+    if fields := sorted(set(config) - {"method"}):
+        raise PolicyError(f"mix: method 'none' has no fields; got {fields[0]!r}")
+    return None
+
+
+def _parse(family: str, methods: Mapping[str, type[T]], config: Mapping[str, Any], also: str = "") -> T:
+    """The method of a family that a configuration states. `also`: a further name, to be told of."""
     name = config.get("method")
-    if not isinstance(name, str) or name not in METHODS:
+    if not isinstance(name, str) or name not in methods:
+        known = [*methods, also] if also else list(methods)
         raise PolicyError(
-            f"draw: expected method to be {_one_of(METHODS)}; got {name!r}{_nearest(name, METHODS)}"
+            f"{family}: expected method to be {_one_of(known)}; got {name!r}{_nearest(name, known)}"
         )
-    method = METHODS[name]
+    method = methods[name]
     try:
-        return method.parse(config)
+        return method.model_validate(dict(config))
     except ValidationError as error:
-        raise PolicyError("; ".join(_explain(method, name, detail) for detail in error.errors())) from error
+        details = error.errors()
+        raise PolicyError("; ".join(_explain(family, method, name, detail) for detail in details)) from error
 
 
-def _explain(method: type[Draw], name: str, detail: Any) -> str:
+def _explain(family: str, method: type[BaseModel], name: str, detail: Any) -> str:
     field = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
+    if detail["type"] == "extra_forbidden" and len(detail["loc"]) == 1:
         known = method.model_fields
-        return f"draw: method {name!r} has no field {field!r}{_nearest(field, known)}; its fields are {_one_of(known)}"
-    return f"draw.{field}: {detail['msg']}; got {detail['input']!r}"
+        return (
+            f"{family}: method {name!r} has no field {field!r}{_nearest(field, known)}; "
+            f"its fields are {_one_of(known)}"
+        )
+    return f"{family}.{field}: {detail['msg']}; got {detail['input']!r}"
 
 
 def _refuse_misnamed_columns(policy: Policy) -> None:
@@ -122,18 +179,36 @@ def _refuse_misnamed_columns(policy: Policy) -> None:
 
 def _refuse_double_counting(policy: Policy) -> None:
     by_loss = [column.name for column in policy.derived if column.signal == "loss"]
-    by_loss += [f"each reported {signal}" for signal in policy.listens if signal == "loss"]
+    by_loss += [f"each reported {signal}" for signal in policy.draw.listens if signal == "loss"]
     if by_loss and policy.weigh.reads == "losses":
         raise PolicyError(
             f"the draw reads {by_loss[0]} and the weigher reads the losses again, so a high loss would count twice; "
             "draw by 'shuffle' and weigh by the losses, or draw by them and weigh by 'uniform' or 'importance'"
         )
+    _refuse_mixing_twice(policy)
 
 
-def _one_of(names: Mapping[str, Any]) -> str:
+def _refuse_mixing_twice(policy: Policy) -> None:
+    """A draw by the losses within the groups of a mix by losses is no such case: it compares a group's examples with
+    each other alone, and leaves the groups their masses."""
+    mix, rule = policy.mix, policy.weigh
+    if mix is None:
+        return
+    weighs_by = {*rule.signals, *rule.columns, *(["loss"] if rule.reads == "losses" else [])}
+    twice = [name for name in (*mix.signals, *mix.columns) if name in weighs_by]
+    if twice:
+        raise PolicyError(
+            f"mix {mix.method!r} gives groups their mass by {twice[0]!r} and weigher {rule.method!r} weighs by it "
+            "again, so it would count twice; keep the mix and weigh by 'uniform' or 'importance', or keep the weigher "
+            "and mix by 'static' or 'temperature' (a draw by it within the groups is no second count: it leaves "
+            "them their mass)"
+        )
+
+
+def _one_of(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
 
 
-def _nearest(name: object, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+def _nearest(name: object, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

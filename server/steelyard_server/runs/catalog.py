@@ -262,14 +262,18 @@ class Catalog:
         run.observe(step, ids, signals)
 
     def change_policy(
-        self, name: str, draw: Mapping[str, Any] | None, weigher: Mapping[str, Any] | None
+        self,
+        name: str,
+        draw: Mapping[str, Any] | None,
+        weigher: Mapping[str, Any] | None,
+        mix: Mapping[str, Any] | None = None,
     ) -> None:
         with self._changes.of(("dataset", self._row(name).dataset)):
             run = self.run(name)
             dataset = self._dataset(self._row(name).dataset)
-            policy = run.ask(lambda state: changed_policy(state, draw, weigher))
-            self._check_policy(policy, dataset, run.info().spec.batch_size)
-            run.change_policy(draw, weigher)
+            policy = run.ask(lambda state: changed_policy(state, draw, weigher, mix))
+            self._check_policy(policy, dataset, run.info().spec.batch_size, mixed_anew=mix is not None)
+            run.change_policy(draw, weigher, mix)
 
     def fork_run(
         self,
@@ -278,6 +282,7 @@ class Catalog:
         at: int | str,
         draw: Mapping[str, Any] | None,
         weigher: Mapping[str, Any] | None,
+        mix: Mapping[str, Any] | None = None,
     ) -> None:
         _check_name("run", new_name)
         of = self._row(name).dataset
@@ -287,8 +292,8 @@ class Catalog:
             dataset = self._dataset(of)
 
             def adopt(state: RunState, parent: RunLog, seq: int) -> None:
-                policy = changed_policy(state, draw, weigher)
-                self._check_policy(policy, dataset, state.spec.batch_size)
+                policy = changed_policy(state, draw, weigher, mix)
+                self._check_policy(policy, dataset, state.spec.batch_size, mixed_anew=mix is not None)
                 self._adopt(state, parent, seq, new_name, policy)
 
             with self._admission.run(new_name, of):
@@ -434,7 +439,11 @@ class Catalog:
                 _log.warning("run_told_later", run=name, error=str(error))
         return dataset
 
-    def _check_policy(self, policy: Policy, dataset: Dataset, batch_size: int) -> None:
+    def _check_policy(
+        self, policy: Policy, dataset: Dataset, batch_size: int, *, mixed_anew: bool = True
+    ) -> None:
+        """Invalid where the policy cannot serve the dataset. A mix that is in force already goes on with whatever
+        groups there are by now."""
         obstacle = policy.too_small(dataset.drawable, batch_size)
         if obstacle is not None:
             raise Invalid(obstacle)
@@ -449,6 +458,10 @@ class Catalog:
             objection = policy.objection(column, np.nan_to_num(values))
             if objection is not None:
                 raise Invalid(objection)
+        if mixed_anew:
+            misfit = policy.misfit(lambda name: self._column(dataset, name), dataset.retired, batch_size)
+            if misfit is not None:
+                raise Invalid(misfit)
 
     def _check_values(self, dataset: Dataset, column: str, ids: Ids, values: Float32s) -> None:
         if parse_derived(column) is not None:

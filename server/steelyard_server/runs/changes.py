@@ -15,11 +15,14 @@ from steelyard_server.runs.state import RunState
 
 
 def changed_policy(
-    state: RunState, draw: Mapping[str, Any] | None, weigher: Mapping[str, Any] | None
+    state: RunState,
+    draw: Mapping[str, Any] | None,
+    weigher: Mapping[str, Any] | None,
+    mix: Mapping[str, Any] | None = None,
 ) -> Policy:
     """The run's policy with the given parts in place of its own; Invalid where it cannot serve the run."""
     try:
-        policy = parse_policy(draw or state.spec.draw, weigher or state.spec.weigh)
+        policy = parse_policy(draw or state.spec.draw, weigher or state.spec.weigh, mix or state.spec.mix)
     except PolicyError as error:
         raise Invalid(str(error)) from error
     drawable = state.examples.size - len(state.examples.retired)

@@ -137,9 +137,14 @@ class Ownership:
         reports.check_values(state, signals, "the observation")
         self._run.write_and_wait([SignalsObserved(step, ids, signals)])
 
-    def change_policy(self, draw: Mapping[str, Any] | None, weigher: Mapping[str, Any] | None) -> RunInfo:
+    def change_policy(
+        self,
+        draw: Mapping[str, Any] | None,
+        weigher: Mapping[str, Any] | None,
+        mix: Mapping[str, Any] | None = None,
+    ) -> RunInfo:
         state = self._run.state()
-        policy = changed_policy(state, draw, weigher)
+        policy = changed_policy(state, draw, weigher, mix)
         if policy.canonical() != state.policy.canonical():
             self._run.settle()
             events = policy_events(state, policy, self._run.log, None)

@@ -138,8 +138,13 @@ class Run:
     def close_step(self, step: int) -> None:
         self._call(lambda: self._serving.close_step(step, "owner"))
 
-    def change_policy(self, draw: Mapping[str, Any] | None, weigher: Mapping[str, Any] | None) -> RunInfo:
-        return self._call(lambda: self._owner.change_policy(draw, weigher))
+    def change_policy(
+        self,
+        draw: Mapping[str, Any] | None,
+        weigher: Mapping[str, Any] | None,
+        mix: Mapping[str, Any] | None = None,
+    ) -> RunInfo:
+        return self._call(lambda: self._owner.change_policy(draw, weigher, mix))
 
     def bookmark(self, name: str, step: int | None) -> int:
         return self._call(lambda: self._owner.bookmark(name, step))

@@ -299,7 +299,7 @@ class Serving:
             count,
             None if weight is None else weight[offset : offset + count],
             state.examples.size,
-            {"draw": state.spec.draw, "weigh": weigher} if changed else None,
+            {"draw": state.spec.draw, "mix": state.spec.mix, "weigh": weigher} if changed else None,
         )
 
     def _weight_of(self, drawn: BatchDrawn) -> Float32s | None:

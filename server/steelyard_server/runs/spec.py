@@ -26,6 +26,7 @@ class RunSpec(BaseModel):
     batch_size: Annotated[int, Field(ge=1, le=MAX_BATCH_SIZE)]
     seed: Annotated[int, Field(ge=0, lt=1 << 64)] = 0
     draw: dict[str, Any]
+    mix: dict[str, Any] = {"method": "none"}
     weigh: dict[str, Any]
     staleness: Annotated[int, Field(ge=0, le=MAX_STALENESS)] | Literal["any"] = 16
     on_nonfinite: Literal["skip", "reject"] = "skip"
@@ -35,7 +36,7 @@ class RunSpec(BaseModel):
 
     @property
     def policy(self) -> Policy:
-        return parse_policy(self.draw, self.weigh)
+        return parse_policy(self.draw, self.weigh, self.mix)
 
     @property
     def report_window(self) -> int:
@@ -55,7 +56,7 @@ class RunSpec(BaseModel):
 def parse_spec(values: Mapping[str, Any]) -> RunSpec:
     """Validates a run specification; Invalid says what was expected and what came."""
     try:
-        policy = parse_policy(values.get("draw", {}), values.get("weigh", {}))
+        policy = parse_policy(values.get("draw", {}), values.get("weigh", {}), values.get("mix"))
         return RunSpec.model_validate({**values, **policy.canonical()})
     except PolicyError as error:
         raise Invalid(str(error)) from error

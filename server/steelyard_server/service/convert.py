@@ -13,6 +13,7 @@ from google.protobuf import json_format, struct_pb2
 from steelyard import wire
 from steelyard.v1 import arrays_pb2, datasets_pb2, runs_pb2, trainer_pb2
 from steelyard_server.core.events import Float32s, Ids
+from steelyard_server.policies.policy import NO_MIX
 from steelyard_server.runs.datasets import DatasetInfo
 from steelyard_server.runs.errors import Invalid
 from steelyard_server.runs.messages import (
@@ -112,24 +113,31 @@ def _whole(value: Any) -> Any:
     return value
 
 
-def policy_parts(message: runs_pb2.Policy) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+def policy_parts(
+    message: runs_pb2.Policy,
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, Any] | None]:
+    """draw, weigh and mix; None where the message does not say."""
     draw = plain(message.draw) if message.HasField("draw") else None
     weigher = plain(message.weigh) if message.HasField("weigh") else None
-    return draw, weigher
+    mix = plain(message.mix) if message.HasField("mix") else None
+    return draw, weigher, mix
 
 
 def policy(values: Mapping[str, Any]) -> runs_pb2.Policy:
-    return runs_pb2.Policy(draw=struct(values["draw"]), weigh=struct(values["weigh"]))
+    # An event of before there were mixes does not say.
+    mix = values.get("mix", NO_MIX)
+    return runs_pb2.Policy(draw=struct(values["draw"]), weigh=struct(values["weigh"]), mix=struct(mix))
 
 
 def spec_of(message: runs_pb2.RunSpec) -> RunSpec:
-    draw, weigher = policy_parts(message.policy)
+    draw, weigher, mix = policy_parts(message.policy)
     values: dict[str, Any] = {
         "name": message.name,
         "dataset": message.dataset,
         "batch_size": message.batch_size,
         "seed": message.seed,
         "draw": draw or {"method": "shuffle"},
+        "mix": mix,
         "weigh": weigher or {"method": "uniform"},
         "on_nonfinite": _ON_NONFINITE.get(message.on_nonfinite, message.on_nonfinite),
     }
@@ -157,7 +165,7 @@ def spec(value: RunSpec) -> runs_pb2.RunSpec:
         dataset=value.dataset,
         batch_size=value.batch_size,
         seed=value.seed,
-        policy=policy({"draw": value.draw, "weigh": value.weigh}),
+        policy=policy({"draw": value.draw, "mix": value.mix, "weigh": value.weigh}),
         staleness=staleness,
         on_nonfinite=_ON_NONFINITE_CODES[value.on_nonfinite],
         report_timeout_seconds=value.report_timeout,
