@@ -107,7 +107,9 @@ def test_every_kind_of_the_wire_has_its_event_and_its_fields():
         names = {one.name for one in dataclasses.fields(event)} - {"record"}
         wire_names = {one.name for one in field.message_type.fields}
         # A policy is given by its parts.
-        assert names == wire_names - {"policy"} | ({"draw", "mix", "weigh"} if "policy" in wire_names else set())
+        assert names == wire_names - {"policy"} | (
+            {"draw", "mix", "weigh"} if "policy" in wire_names else set()
+        )
 
 
 def test_the_events_are_there_without_asking_for_their_module():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from steelyard_server.policies.policy import PolicyError, parse_policy
@@ -31,7 +32,7 @@ def test_the_canonical_form_is_json_says_everything_and_parses_to_itself(
 ) -> None:
     canonical = parse_policy(draw, weigher).canonical()
     assert json.loads(json.dumps(canonical)) == canonical
-    again = parse_policy(canonical["draw"], canonical["weigh"])
+    again = parse_policy(canonical["draw"], canonical["weigh"], canonical["mix"])
     assert again == parse_policy(draw, weigher)
     assert again.canonical() == canonical
     assert {**canonical["draw"], **draw} == canonical["draw"]
@@ -117,3 +118,84 @@ def test_losses_are_not_drawn_by_and_weighed_by_at_once(score: str) -> None:
 def test_another_quantity_may_be_drawn_by_where_the_losses_weigh(score: str) -> None:
     parse_policy({**SCORED, "score": score}, {"method": "linupper"})
     parse_policy({**SCORED, "score": "last_loss"}, {"method": "importance"})
+
+
+# ---- mixes ----
+
+STATIC = {"method": "static", "shares": [3, 1]}
+BY_LOSS = {"method": "group_dro"}
+
+
+def test_a_mix_is_part_of_the_canonical_form_and_none_is_the_default() -> None:
+    assert parse_policy(SCORED, UNIFORM).canonical()["mix"] == {"method": "none"}
+    assert parse_policy(SCORED, UNIFORM, {"method": "none"}) == parse_policy(SCORED, UNIFORM)
+    policy = parse_policy({"method": "shuffle"}, UNIFORM, {**STATIC, "group": "domain"})
+    canonical = policy.canonical()
+    assert canonical["mix"] == {"method": "static", "group": "domain", "shares": [3.0, 1.0]}
+    assert parse_policy(canonical["draw"], canonical["weigh"], canonical["mix"]) == policy
+    assert not policy.draws_as(parse_policy({"method": "shuffle"}, UNIFORM))
+    assert policy.draws_as(parse_policy({"method": "shuffle"}, {"method": "linupper"}, canonical["mix"]))
+
+
+def test_what_a_mix_reads_is_what_the_policy_reads() -> None:
+    draw = {"method": "scored", "score": "group"}
+    mix = {"method": "rank_aggregate_quota", "rankings": ["quality", "group"], "k": 3}
+    policy = parse_policy(draw, UNIFORM, mix)
+    assert policy.static == ("group", "quality")
+    assert policy.own == ("own:mix_kept",)
+    assert not policy.reads_reports
+    by_loss = parse_policy(SCORED, UNIFORM, BY_LOSS)
+    assert by_loss.static == ("group",)
+    assert by_loss.listens == ("loss",)
+    assert parse_policy({"method": "shuffle"}, UNIFORM, BY_LOSS).reads_reports
+    assert by_loss.objection("group", np.array([0, 0.5], np.float32)) is not None
+    assert by_loss.objection("last_loss", np.array([0, 0.5], np.float32)) is None
+
+
+@pytest.mark.parametrize(
+    ("mix", "message"),
+    [
+        ({"method": "statik"}, "(did you mean 'static'?)"),
+        ({"method": "nothing"}, "expected method to be ado, "),
+        ({}, "none, "),
+        ({"method": "none", "group": "g"}, "mix: method 'none' has no fields; got 'group'"),
+        ({**STATIC, "share": 1}, "mix: method 'static' has no field 'share' (did you mean 'shares'?)"),
+        ({**STATIC, "shares": [1, -1]}, "mix.shares.1: Input should be greater than or equal to 0; got -1"),
+        ({**STATIC, "group": ""}, "mix.group: "),
+    ],
+)
+def test_a_mix_that_cannot_be_used_is_refused_with_what_came_and_the_nearest_name(
+    mix: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(PolicyError) as error:
+        parse_policy({"method": "shuffle"}, UNIFORM, mix)
+    assert message in str(error.value)
+
+
+def test_what_a_mix_moves_mass_by_does_not_weigh_again() -> None:
+    for weigher in ({"method": "linupper"}, {"method": "quadratic"}):
+        with pytest.raises(
+            PolicyError, match="mix 'group_dro' gives groups their mass by 'loss' and weigher"
+        ):
+            parse_policy({"method": "shuffle"}, weigher, BY_LOSS)
+        parse_policy({"method": "shuffle"}, weigher, {"method": "group_dro", "signal": "el2n"})
+        parse_policy({"method": "shuffle"}, weigher, STATIC)
+    # Within a group, losses are compared with each other alone.
+    parse_policy(SCORED, {"method": "importance"}, BY_LOSS)
+    parse_policy(SCORED, UNIFORM, BY_LOSS)
+
+
+def test_a_mix_that_does_not_fit_the_groups_says_what_there_is() -> None:
+    none = np.empty(0, np.int64)
+    groups = np.array([0, 0, 2, np.nan], np.float32)
+    policy = parse_policy({"method": "shuffle"}, UNIFORM, STATIC)
+    misfit = policy.misfit(lambda name: groups, none, 2)
+    assert misfit is not None
+    assert "mix.shares: expected one number for each of the 3 groups that column 'group' has, got 2" in misfit
+    assert policy.misfit(lambda name: np.minimum(groups, 1), none, 2) is None
+    assert "none has one" in str(policy.misfit(lambda name: groups * np.nan, none, 2))
+    assert "none has one" in str(policy.misfit(lambda name: groups, np.array([0, 1, 2]), 2))
+    distinct = parse_policy(SCORED, UNIFORM, STATIC)
+    misfit = distinct.misfit(lambda name: np.minimum(groups, 1), none, 4)
+    assert "got 3 with a group in column 'group'" in str(misfit)
+    assert parse_policy(SCORED, UNIFORM).misfit(lambda name: groups, none, 9) is None
