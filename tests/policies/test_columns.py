@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -30,6 +31,38 @@ def twin(statistic: str, decay: float, batches: list[list[tuple[int, float]]]) -
             folded = decay * known + (1 - decay) * new
         value[example] = float(np.float32(folded))
     return value
+
+
+def forgetting(batches: list[list[tuple[int, float]]]) -> dict[str, list[float]]:
+    """What each example's whole sequence of answers says, told at once."""
+    heard: list[list[bool]] = [[] for _ in range(SIZE)]
+    for example, value in (pair for batch in batches for pair in batch):
+        heard[example].append(value >= 0.5)
+    lost = [sum(a and not b for a, b in itertools.pairwise(answers)) for answers in heard]
+    state = [2 if answers and answers[-1] else 1 if any(answers) else 0 for answers in heard]
+    return {
+        name: [float(value) if answers else NAN for value, answers in zip(values, heard, strict=True)]
+        for name, values in [("forgotten", lost), ("learned", state), ("count", map(len, heard))]
+    }
+
+
+@pytest.mark.parametrize("statistic", ["forgotten", "learned"])
+@given(
+    batches=st.lists(
+        st.lists(st.tuples(st.integers(0, SIZE - 1), st.sampled_from([0.0, 1.0, 0.5, -3.0])), max_size=8)
+    )
+)
+def test_forgetting_is_what_the_whole_sequence_of_answers_says(
+    statistic: str, batches: list[list[tuple[int, float]]]
+) -> None:
+    derived = Derived(statistic, "correct")
+    columns = {name: np.full(SIZE, np.nan, np.float32) for name in derived.columns}
+    for batch in batches:
+        ids = np.array([example for example, _ in batch], np.int64)
+        derived.fold(columns, ids, np.array([value for _, value in batch], np.float32))
+    for name, values in forgetting(batches).items():
+        if f"{name}_correct" in columns:
+            np.testing.assert_array_equal(columns[f"{name}_correct"], np.array(values, np.float32))
 
 
 FINITE = st.floats(-(2.0**99), 2.0**99, width=32)
@@ -67,6 +100,8 @@ def test_a_mean_is_the_mean_of_all_that_came() -> None:
         ("last_loss", Derived("last", "loss")),
         ("ema_grad_norm", Derived("ema", "grad_norm")),
         ("count_correct", Derived("count", "correct")),
+        ("forgotten_correct", Derived("forgotten", "correct")),
+        ("learned_correct", Derived("learned", "correct")),
         ("quality", None),
         ("last_", None),
         ("lastloss", None),
@@ -79,8 +114,9 @@ def test_a_name_of_statistic_and_signal_is_a_derived_column_and_every_other_a_st
     assert parse_derived(name) == expected
 
 
-def test_a_mean_needs_the_count_and_the_others_only_themselves() -> None:
+def test_a_mean_needs_the_count_forgetting_the_answers_before_and_the_others_only_themselves() -> None:
     assert Derived("mean", "el2n").columns == ("mean_el2n", "count_el2n")
+    assert Derived("forgotten", "c").columns == ("forgotten_c", "learned_c", "count_c")
     assert [Derived(s, "loss").columns for s in ("last", "ema", "count")] == [
         ("last_loss",),
         ("ema_loss",),
@@ -99,7 +135,7 @@ def test_ascending_is_each_id_once_in_order(ids: list[int]) -> None:
     assert ascending(np.array(ids, np.int64)).tolist() == sorted(set(ids))
 
 
-@pytest.mark.parametrize("statistic", ["last", "mean", "ema", "count"])
+@pytest.mark.parametrize("statistic", ["last", "mean", "ema", "count", "forgotten", "learned"])
 def test_ids_that_are_known_to_be_distinct_fold_as_any_others(statistic: str) -> None:
     derived, rng = Derived(statistic, "loss", 0.9), np.random.default_rng(5)
     told = {name: np.full(SIZE, np.nan, np.float32) for name in derived.columns}

@@ -2,6 +2,12 @@
 
 A derived column is named STATISTIC_SIGNAL, for example `last_loss` or `mean_el2n`; every other name is a static
 column. A fold goes through a batch in position order, so an id that stands in it twice is folded twice, in that order.
+
+`last`, `mean`, `ema` and `count` are of any signal. `forgotten` and `learned` are of one that says whether the model
+was right, as `correct`: from 0.5 on it was. `learned_correct` is 2 where the model was right at the last report, 1
+where it was so before and no more, 0 where it never was; `forgotten_correct` counts how often a right answer was
+followed by a wrong one. Only losses have a history that columns are folded from when a policy begins to read them;
+those of any other signal begin empty then.
 """
 
 from __future__ import annotations
@@ -36,8 +42,11 @@ class Derived:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The arrays that the fold needs: the column itself first."""
-        return (self.name, f"count_{self.signal}") if self.statistic == "mean" else (self.name,)
+        """The arrays that the fold needs and keeps up: the column itself first. A method that reads one of the others
+        as well does not ask for it again."""
+        return tuple(
+            f"{statistic}_{self.signal}" for statistic in _TOGETHER.get(self.statistic, (self.statistic,))
+        )
 
     def fold(
         self, columns: Mapping[str, Float32s], ids: Ids, values: Float32s, *, distinct: bool = False
@@ -139,4 +148,42 @@ def _ema(
         ema[ids[at]] = np.where(np.isnan(known), new, decay * known + (1 - decay) * new).astype(np.float32)
 
 
-_FOLDS: Mapping[str, Fold] = {"last": _last, "count": _count, "mean": _mean, "ema": _ema}
+def _learned(
+    columns: Mapping[str, Float32s], signal: str, ids: Ids, values: Float32s, decay: float, distinct: bool
+) -> None:
+    learned = columns[f"learned_{signal}"]
+    for at in _rounds(ids, distinct):
+        learned[ids[at]] = _learned_then(learned[ids[at]], values[at] >= _RIGHT)
+
+
+def _forgotten(
+    columns: Mapping[str, Float32s], signal: str, ids: Ids, values: Float32s, decay: float, distinct: bool
+) -> None:
+    forgotten, learned, count = (columns[f"{name}_{signal}"] for name in _TOGETHER["forgotten"])
+    for at in _rounds(ids, distinct):
+        before, right = learned[ids[at]], values[at] >= _RIGHT
+        lost = (before == 2) & ~right
+        forgotten[ids[at]] = np.nan_to_num(forgotten[ids[at]]) + lost
+        learned[ids[at]] = _learned_then(before, right)
+        count[ids[at]] = np.nan_to_num(count[ids[at]]) + np.float32(1)
+
+
+def _learned_then(before: Float32s, right: npt.NDArray[np.bool_]) -> Float32s:
+    ever = np.nan_to_num(before) > 0
+    return np.where(right, 2, np.where(ever, 1, 0)).astype(np.float32)
+
+
+_RIGHT = 0.5
+
+_TOGETHER: Mapping[str, tuple[str, ...]] = {
+    "mean": ("mean", "count"),
+    "forgotten": ("forgotten", "learned", "count"),
+}
+_FOLDS: Mapping[str, Fold] = {
+    "last": _last,
+    "count": _count,
+    "mean": _mean,
+    "ema": _ema,
+    "learned": _learned,
+    "forgotten": _forgotten,
+}
