@@ -28,9 +28,12 @@ class Thirds(SubsetDraw):
 
     source: ClassVar[Source] = HERE
     never_reported: ClassVar[str] = "Nobody reports."
-    gives_weights: ClassVar[bool] = True
     method: str = "thirds"
     doubled: bool = False
+
+    @property
+    def gives_weights(self) -> bool:
+        return True
 
     def keep(self, rows: Rows, moment: Moment) -> Kept:
         mask = np.arange(rows.size) % 3 == moment.epoch % 3
@@ -264,11 +267,11 @@ def test_a_window_opens_at_its_pace_and_is_uniform() -> None:
     drawer = draw.drawer(examples, seed=7, batch_size=20)
     for step in range(20):
         drawn = take(drawer, step)
-        window = int(np.ceil(min(1.0, 0.25 + 0.05 * step) * 200))
+        window = min(50 + 10 * step, 200)
         assert drawn.ids.min() >= 200 - window
         assert len(set(drawn.ids.tolist())) == 20
         assert (drawn.probability, drawn.uniform_probability) == (None, 1 / window)
-        assert drawer.drawable == int(np.ceil(min(1.0, 0.25 + 0.05 * (step + 1)) * 200))
+        assert drawer.drawable == min(60 + 10 * step, 200)
     count = Counter(example for step in range(20, 520) for example in take(drawer, step).ids.tolist())
     # 500 batches of 20 out of 200, distinct within each: each comes 50 times, variance 500 * .1 * .9 = 45; the sum of
     # squares over it is chi-square-like with 199 degrees: mean 199, sd 20. Six sd: an error rate of 1e-7.

@@ -62,9 +62,9 @@ def test_what_is_not_said_takes_its_default() -> None:
     [
         (
             {"method": "shufle"},
-            "expected method to be scored, shuffle; got 'shufle' (did you mean 'shuffle'?)",
+            "shuffle; got 'shufle' (did you mean 'shuffle'?)",
         ),
-        ({}, "expected method to be scored, shuffle; got None"),
+        ({}, "; got None"),
         ({**SCORED, "alfa": 1}, "no field 'alfa' (did you mean 'alpha'?); its fields are alpha, "),
         ({**SCORED, "temprature": 1}, "(did you mean 'temperature'?)"),
         ({"method": "shuffle", "alpha": 1}, "method 'shuffle' has no field 'alpha'"),

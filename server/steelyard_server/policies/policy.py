@@ -23,6 +23,8 @@ NO_MIX: Mapping[str, Any] = {"method": "none"}
 """Batches are drawn from all examples, whatever group they are in."""
 
 _OWN = "own:"
+HANDS_ON = "infobatch_rescale"
+"""The weigh rule that gives each example what the draw gave it."""
 
 
 class PolicyError(ValueError):
@@ -127,6 +129,7 @@ def parse_policy(
     policy = Policy(_parse("draw", METHODS, draw), rule, where, _parse_mix(NO_MIX if mix is None else mix))
     _refuse_misnamed_columns(policy)
     _refuse_double_counting(policy)
+    _refuse_lost_weights(policy)
     return policy
 
 
@@ -162,6 +165,8 @@ def _explain(family: str, method: type[BaseModel], name: str, detail: Any) -> st
             f"{family}: method {name!r} has no field {field!r}{_nearest(field, known)}; "
             f"its fields are {_one_of(known)}"
         )
+    if not field:
+        return f"{family}: {detail['msg']}"
     return f"{family}.{field}: {detail['msg']}; got {detail['input']!r}"
 
 
@@ -202,6 +207,21 @@ def _refuse_mixing_twice(policy: Policy) -> None:
             "again, so it would count twice; keep the mix and weigh by 'uniform' or 'importance', or keep the weigher "
             "and mix by 'static' or 'temperature' (a draw by it within the groups is no second count: it leaves "
             "them their mass)"
+        )
+
+
+def _refuse_lost_weights(policy: Policy) -> None:
+    """Weights of the draw's own must reach the objective, and only those that there are can."""
+    hands_on = policy.weigh.method == HANDS_ON
+    if hands_on and not policy.draw.gives_weights:
+        raise PolicyError(
+            f"{HANDS_ON!r} hands on the weights that the draw gives, and draw {policy.draw.method!r} gives none here; "
+            "draw by 'infobatch' with rescale, or weigh by 'uniform'"
+        )
+    if policy.draw.gives_weights and policy.weigh.reads != "draw":
+        raise PolicyError(
+            f"draw {policy.draw.method!r} gives weights that make good for what it leaves out, and weigh rule "
+            f"{policy.weigh.method!r} would not hand them on, so the objective would be biased; weigh by {HANDS_ON!r}"
         )
 
 

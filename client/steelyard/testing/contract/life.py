@@ -27,6 +27,8 @@ class Life:
         self._subject = subject
         policy: dict[str, Any] = {"draw": {"method": "shuffle"}, "weigh": {"method": "uniform"}}
         policy[subject.family] = dict(subject.config)
+        if subject.family == "draw" and subject.method.parse(subject.config).gives_weights:
+            policy["weigh"] = {"method": "infobatch_rescale"}
         values = {"name": "r", "dataset": "d", "batch_size": BATCH_SIZE, "seed": SEED, "staleness": 0}
         created = e.RunCreated(
             parse_spec({**values, **policy, **spec}).model_dump(mode="json"), dataset_size=size

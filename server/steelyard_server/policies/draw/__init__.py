@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 from steelyard.registry import Registry
+from steelyard_server.policies.draw.aflite import Aflite
+from steelyard_server.policies.draw.color_filter import ColorFilter
 from steelyard_server.policies.draw.contract import Draw, Drawer, Drawn, Examples
+from steelyard_server.policies.draw.curriculum import Curriculum
+from steelyard_server.policies.draw.data_diet import DataDiet
+from steelyard_server.policies.draw.forgetting import Forgetting
+from steelyard_server.policies.draw.gumbel_top_k import GumbelTopK
+from steelyard_server.policies.draw.influence import Influence
+from steelyard_server.policies.draw.infobatch import Infobatch
+from steelyard_server.policies.draw.jtt import Jtt
 from steelyard_server.policies.draw.scored import Scored
 from steelyard_server.policies.draw.shuffle import Shuffle
 
-METHODS: Registry[Draw] = Registry("draw", Draw, (Scored, Shuffle))
+METHODS: Registry[Draw] = Registry(
+    "draw",
+    Draw,
+    (
+        Aflite,
+        ColorFilter,
+        Curriculum,
+        DataDiet,
+        Forgetting,
+        GumbelTopK,
+        Influence,
+        Infobatch,
+        Jtt,
+        Scored,
+        Shuffle,
+    ),
+)
 
 __all__ = ["METHODS", "Draw", "Drawer", "Drawn", "Examples"]

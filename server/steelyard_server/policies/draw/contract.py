@@ -141,8 +141,6 @@ class Draw(BaseModel, ABC):
     """What becomes of examples that were never reported, in one sentence."""
     example: ClassVar[Mapping[str, Any]] = {}
     """Values for the fields that have no default, with which the contract is tried."""
-    gives_weights: ClassVar[bool] = False
-    """Whether its batches come with a weight for each, which makes good for its own choice."""
 
     method: str
 
@@ -165,6 +163,11 @@ class Draw(BaseModel, ABC):
     def listens(self) -> tuple[str, ...]:
         """The signals whose reports the drawer is told of as they are folded."""
         return ()
+
+    @property
+    def gives_weights(self) -> bool:
+        """Whether its batches have a weight for each, that makes good for its choice and must reach the objective."""
+        return False
 
     @property
     def reads_reports(self) -> bool:

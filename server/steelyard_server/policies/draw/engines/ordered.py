@@ -162,7 +162,8 @@ class WindowDrawer(OrderedDrawer):
         share = self._draw.share(step)
         assert share is not None, "a window has a share at every step"
         size = self._order_size
-        return min(max(math.ceil(share * size), self._batch_size), size)
+        # What rounding adds to a whole number must not open the window by one more.
+        return min(max(math.ceil(share * size - 1e-9), self._batch_size), size)
 
 
 def _narrow(keys: Float64s) -> Float32s:
