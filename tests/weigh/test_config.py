@@ -67,6 +67,7 @@ def test_numbers_arrive_as_json_and_protobuf_send_them() -> None:
         ({"method": "linupper", "r": 10**400}, "linupper.r: expected a number from"),
         ({"method": "linupper", "r": "0.4"}, r"linupper.r: expected a number, got '0.4' \(str\)"),
         ({"method": "linupper", "r": True}, r"expected a number, got True \(bool\)"),
+        ({"method": "linupper", "clip": 0.5}, "linupper.clip: expected a number from 0 to 0.49, got 0.5"),
         ({"method": "linupper", "delta": 0.0}, "linupper.delta: expected a number from"),
         ({"method": "linupper", "min_range": 0.0}, "linupper.min_range: expected a number from 1e-30"),
         ({"method": "linupper", "warmup_steps": 1.5}, "expected an integer of at least 0, got 1.5"),

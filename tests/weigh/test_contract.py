@@ -28,12 +28,18 @@ def batches(draw: st.DrawFn) -> tuple[Floats, npt.NDArray[np.bool_]]:
 
 
 @pytest.mark.parametrize("method", SEED)
-@given(batch=batches(), r=st.sampled_from([1e-6, 0.05, 0.4, 1.0, 1e12]), step=st.integers(0, 1))
+@given(
+    batch=batches(),
+    r=st.sampled_from([1e-6, 0.05, 0.4, 1.0, 1e12]),
+    step=st.integers(0, 1),
+    clip=st.sampled_from([None, 0.0, 0.1, 0.49]),
+)
 def test_weights_are_finite_not_negative_and_sum_to_n(
-    method: str, batch: tuple[Floats, npt.NDArray[np.bool_]], r: float, step: int
+    method: str, batch: tuple[Floats, npt.NDArray[np.bool_]], r: float, step: int, clip: float | None
 ) -> None:
     losses, mask = batch
-    result = weights(losses, {"method": method, "r": r, "warmup_steps": 1}, step=step, mask=mask)
+    config = {"method": method, "r": r, "warmup_steps": 1, "clip": clip}
+    result = weights(losses, config, step=step, mask=mask)
     counts = mask & np.isfinite(losses)
     assert result.dtype == losses.dtype
     assert np.isfinite(result).all()
@@ -118,6 +124,15 @@ def test_an_outlier_takes_the_range_as_published_and_stays_finite(outlier: float
     assert result.argmax() == 4
     if outlier == 30.0:
         np.testing.assert_allclose(result / 5, [0.060, 0.065, 0.071, 0.078, 0.726], atol=5e-4)
+
+
+def test_clipped_losses_are_weighed_as_those_next_to_them() -> None:
+    losses = np.array([1e30, 2.0, np.nan, 2.5, 3.0, 3.5, -1e30], dtype=np.float32)
+    result = weights(losses, {"method": "upper", "clip": 0.2})
+    inner = np.array([3.5, 2.0, np.nan, 2.5, 3.0, 3.5, 2.0], dtype=np.float32)
+    np.testing.assert_array_equal(result, weights(inner, {"method": "upper"}))
+    nothing = weights(losses, {"method": "upper", "clip": 0.0})
+    np.testing.assert_array_equal(nothing, weights(losses, {"method": "upper"}))
 
 
 @pytest.mark.parametrize(

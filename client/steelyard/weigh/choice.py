@@ -27,6 +27,19 @@ def part(batch: Batch, share: float) -> Array:
     return xp.where(whole > 1.0, whole, 1.0)
 
 
+def clipped(batch: Batch, share: float) -> Array:
+    """The losses, this share of the valid ones at either end cut to the one next to them. `share` is below 1/2."""
+    xp, rank = batch.xp, ranks(batch, batch.losses)
+    valid = valid_count(batch)
+    cut = xp.floor(valid * share + _ROUNDING)
+    high, low = (
+        xp.sum(xp.where(batch.valid & (rank == place), batch.losses, 0.0))
+        for place in (cut, valid - 1.0 - cut)
+    )
+    losses = xp.where(batch.losses > high, high, batch.losses)
+    return xp.where(losses < low, low, losses)
+
+
 def valid_count(batch: Batch) -> Array:
     """How many positions are valid. On the device."""
     return batch.xp.sum(batch.xp.where(batch.valid, batch.xp.ones_like(batch.losses), 0.0))

@@ -14,8 +14,8 @@ for `min_range`.
 
 Source: the authors' public code (sowmaster/Sample-Level-Loss-Reweighting-ICLR-2025, src/trainer.py). Two
 limits of the method: one outlier sets the range, so under label noise LinUpper and Upper favour the wrong
-examples; and in a batch of nearly equal losses the range is noise, which the default `min_range` of the paper
-(1e-6) lets through.
+examples, unless `clip` cuts it off; and in a batch of nearly equal losses the range is noise, which the default
+`min_range` of the paper (1e-6) lets through.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 from steelyard.source import Source
 from steelyard.weigh import checks
 from steelyard.weigh.batch import opened, softmax
+from steelyard.weigh.choice import clipped
 from steelyard.weigh.rule import Array, Context, Reads, Rule
 
 # Wide enough for any use, narrow enough that no intermediate value leaves the range of float32.
@@ -62,6 +63,9 @@ class SeedRule(Rule):
     """The least range R, in units of the loss: a batch that spreads less is weighed more evenly."""
     r_schedule: tuple[tuple[int, float], ...] | None = None
     """(step, r) in ascending order: from each step on its r holds, before the first the field `r`."""
+    clip: float | None = None
+    """An extension: before all else, this part of the batch at either end takes the loss of the one next to it, so
+    that outliers do not set the range. None: as published."""
 
     def __post_init__(self) -> None:
         fields = {
@@ -71,6 +75,8 @@ class SeedRule(Rule):
             "min_range": checks.number(f"{self.method}.min_range", self.min_range, *_MIN_RANGE_LIMITS),
             "r_schedule": checks.schedule(f"{self.method}.r_schedule", self.r_schedule, *_R_LIMITS),
         }
+        if self.clip is not None:
+            fields["clip"] = checks.number(f"{self.method}.clip", self.clip, 0.0, 0.49)
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
@@ -91,6 +97,8 @@ class SeedRule(Rule):
             return losses
         if context.step < self.warmup_steps:
             return softmax(batch, xp.zeros_like(losses))
+        if self.clip is not None:
+            losses = clipped(batch, self.clip)
         scores = self.score(xp, _normalise(xp, losses, batch.valid, self.delta, self.min_range))
         return softmax(batch, scores / self.temperature(context.step))
 

@@ -52,3 +52,9 @@ def test_it_loses_where_one_label_in_twenty_is_an_outlier(regression: Callable[.
     uniform = regression({"method": "uniform"}, 0.05)
     assert regression({"method": "linupper"}, 0.05) > 1.2 * uniform
     assert regression({"method": "linupper", "r": 0.4}, 0.05) > 3 * uniform
+
+
+def test_with_the_outliers_clipped_it_beats_uniform_again(regression: Callable[..., float]) -> None:
+    uniform = regression({"method": "uniform"}, 0.05)
+    assert regression({"method": "linupper", "clip": 0.2}, 0.05) < 0.8 * uniform
+    assert regression({"method": "linupper", "r": 0.4, "clip": 0.2}, 0.05) < 0.8 * uniform
