@@ -31,7 +31,7 @@ def train(
     session: Any, until: int, before_step: Any = None
 ) -> dict[int, tuple[list[int], list[float], list[float]]]:
     """What was served at each step: ids, probabilities and weights."""
-    seen = {}
+    seen: dict[int, tuple[list[int], list[float], list[float]]] = {}
     while not seen or max(seen) < until - 1:
         batch = session.next(timeout=30)
         if before_step is not None:
