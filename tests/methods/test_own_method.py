@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from steelyard.errors import FailedPrecondition
 from steelyard.testing import ServerProcess
 
 PAGE = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -117,8 +118,11 @@ def test_without_it_the_server_says_so_and_serves_the_rest(
         process.start()
         with client.run("plain").join() as session:
             assert len(session.next().ids) == 10
-        with pytest.raises(Exception, match="middle"):
-            client.run("mine").join().next()
+        assert [run.draw["method"] for run in client.list_runs()] == ["middle", "shuffle"]
+        with pytest.raises(
+            FailedPrecondition, match=r"run 'mine' has a policy .* got 'middle'.* goes on where"
+        ):
+            client.run("mine").join()
         process.terminate()
         monkeypatch.setenv("PYTHONPATH", str(installed))
         process.start()

@@ -107,7 +107,7 @@ def test_the_command_draws_a_picture(name: str, tmp_path: Path) -> None:
         (["linupper", "--set", "r=1"], "--losses and --set are for --plot"),
         (["linupper", "--plot", "f.png", "--set", "r"], "expected parameter=value, got 'r'"),
         (["linupper", "--plot", "f.png", "--set", "r=-1"], "linupper.r: expected a number"),
-        (["scored", "--plot", "f.png", "--set", "alpha=-1"], "draw.alpha: Input should be greater"),
+        (["scored", "--plot", "f.png", "--set", "alpha=-1"], "draw: alpha: Input should be greater"),
         (["temperature", "--plot", "f.png", "--set", "temperature=0"], "mix: temperature: Input should be"),
         (["static", "--plot", "f.png", "--set", "shares=[1]"], "each of the 3 groups"),
         (["linupper", "--plot", "f.nonsense"], "nonsense"),

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
 from steelyard_server.core import events as e
 from steelyard_server.plots.losses import Float32s
 from steelyard_server.plots.made_up import column, signal
+from steelyard_server.policies import draw as draws
 from steelyard_server.policies.columns import SERVED
 from steelyard_server.runs.errors import Invalid
-from steelyard_server.runs.spec import parse_spec
+from steelyard_server.runs.spec import explain, parse_spec
 from steelyard_server.runs.state import RunState
 
 if TYPE_CHECKING:
@@ -46,9 +48,13 @@ def panels(config: Mapping[str, Any], losses: Float32s, axes: list[Axes]) -> str
 
 def _run(config: Mapping[str, Any], losses: Float32s, batch_size: int) -> RunState:
     values = {"name": "plot", "dataset": "plot", "batch_size": batch_size, "staleness": 0}
-    policy = {"draw": dict(config), "weigh": {"method": "uniform"}}
     try:
+        draw = draws.METHODS[config["method"]].parse(config)
+        weigher = "infobatch_rescale" if draw.gives_weights else "uniform"
+        policy = {"draw": dict(config), "weigh": {"method": weigher}}
         spec = parse_spec({**values, **policy}).model_dump(mode="json")
+    except ValidationError as error:
+        raise ValueError(f"draw: {explain(error)}") from error
     except Invalid as error:
         raise ValueError(str(error)) from error
     run = RunState(e.RunCreated(spec, len(losses)))

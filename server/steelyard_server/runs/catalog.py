@@ -24,7 +24,7 @@ from steelyard_server.policies.columns import parse_derived
 from steelyard_server.policies.policy import Policy
 from steelyard_server.runs.changes import changed_policy, policy_events
 from steelyard_server.runs.datasets import MAX_SIZE, Dataset, DatasetInfo, news_for
-from steelyard_server.runs.errors import Exists, Invalid, Missing, Unavailable, Unready
+from steelyard_server.runs.errors import Exists, Invalid, Missing, Unavailable, Unknown, Unready
 from steelyard_server.runs.journaled import CheckpointRule
 from steelyard_server.runs.limits import Admission, Limits, Use
 from steelyard_server.runs.locks import NamedLocks
@@ -156,8 +156,8 @@ class Catalog:
     # ---- runs ----
 
     def list_runs(self) -> list[tuple[RunInfo, tuple[str, int]]]:
-        """Every run by name, each with where it was forked from. One whose records are damaged is listed as it was
-        created; asked for alone, it says what is damaged."""
+        """Every run by name, each with where it was forked from. One whose records are damaged, or whose method is not
+        installed any more, is listed as it was created; asked for alone, it says what is wrong."""
         with self._lock:
             names = sorted(self._rows)
         runs: list[tuple[registry.Run, Run]] = []
@@ -174,9 +174,9 @@ class Catalog:
     def _info(self, row: registry.Run, run: Run) -> RunInfo:
         try:
             return run.info()
-        except RecordDamaged:
+        except (RecordDamaged, Unknown):
             size = self._dataset(row.dataset).size
-            return RunInfo(parse_spec(row.spec), 0, 0, 0, size, "", {})
+            return RunInfo(RunSpec.model_validate(row.spec), 0, 0, 0, size, "", {})
 
     def run(self, name: str) -> Run:
         """The run, started if it was not. Never waits: it loads on its own thread, and calls to it wait for that."""

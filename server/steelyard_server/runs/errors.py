@@ -5,6 +5,7 @@ RunError
 ├── Missing        no such dataset, run, bookmark or step
 ├── Exists         the name, rank or position is taken by something else
 ├── Unready        the call does not fit the state of the run
+│   └── Unknown    its policy names a method, or a field of one, that this server does not have
 ├── Superseded     a newer attempt began, or the run was rewound
 ├── Unavailable    the server drains or cannot write; try again
 └── Exhausted      a limit was reached
@@ -30,6 +31,10 @@ class Exists(RunError):
 
 
 class Unready(RunError):
+    pass
+
+
+class Unknown(Unready):
     pass
 
 

@@ -18,10 +18,10 @@ from steelyard_server.history.errors import RecordDamaged, StoreError, StoreFull
 from steelyard_server.history.ops import Op
 from steelyard_server.history.store import Store
 from steelyard_server.log import logger
-from steelyard_server.policies.policy import Policy
+from steelyard_server.policies.policy import Policy, PolicyError
 from steelyard_server.runs.changes import outliving, policy_events
 from steelyard_server.runs.durable import Durable
-from steelyard_server.runs.errors import Unavailable, Unready
+from steelyard_server.runs.errors import Unavailable, Unknown, Unready
 from steelyard_server.runs.holds import Holds
 from steelyard_server.runs.log import Pruning, RunLog
 from steelyard_server.runs.saving import NotBegunError, StoppedError, Work, commits
@@ -140,6 +140,10 @@ class Journaled:
         except (StoreError, Unavailable) as error:
             _log.warning("run_not_loaded", run=self.name, error=str(error))
             self._state = None
+        except PolicyError as error:
+            _log.error("run_not_loaded", run=self.name, error=str(error))
+            why = f"run {self.name!r} has a policy that this server does not know: {error}"
+            self._broken, self._state = Unknown(f"{why}; it goes on where its methods are installed"), None
         except Exception as error:
             _log.exception("run_not_loaded", run=self.name)
             self._broken, self._state = error, None
