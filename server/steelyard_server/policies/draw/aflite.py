@@ -20,7 +20,7 @@ from pydantic import Field
 
 from steelyard.source import Source
 from steelyard_server.policies.columns import Derived, parse_derived
-from steelyard_server.policies.draw.engines.choice import ascending, everything, mask_of
+from steelyard_server.policies.draw.engines.choice import everything, greatest
 from steelyard_server.policies.draw.engines.subset import COPIES, Kept, SubsetDraw
 from steelyard_server.policies.draw.rows import Moment, Rows
 
@@ -70,6 +70,4 @@ class Aflite(SubsetDraw):
         left = there & rows.live
         predictable = left & (rows[self.score] >= self.threshold)
         room = max(int(np.count_nonzero(left)) - self.least, 0)
-        ranked = ascending(rows[self.score], predictable, moment)
-        out = ranked[max(len(ranked) - min(self.k, room), 0) :]
-        return Kept(there & ~mask_of(out, rows.size))
+        return Kept(there & ~greatest(rows[self.score], predictable, min(self.k, room), moment))

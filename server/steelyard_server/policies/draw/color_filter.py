@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from steelyard.source import Source
-from steelyard_server.policies.draw.engines.choice import JudgedDraw, ascending, mask_of
+from steelyard_server.policies.draw.engines.choice import JudgedDraw, greatest, scored
 from steelyard_server.policies.draw.engines.subset import Kept
 from steelyard_server.policies.draw.rows import Moment, Rows
 
@@ -47,5 +47,5 @@ class ColorFilter(JudgedDraw):
 
     def judge(self, rows: Rows, moment: Moment) -> Kept:
         gained = rows[self.prior].astype(np.float64) - rows[self.conditional]
-        ranked = ascending(gained, rows.live, moment)
-        return Kept(mask_of(ranked[-max(int(len(ranked) / self.tau), 1) :], rows.size))
+        k = max(int(scored(gained, rows.live) / self.tau), 1)
+        return Kept(greatest(gained, rows.live, k, moment))

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from steelyard.source import Source
 from steelyard_server.policies.columns import Derived, parse_derived
-from steelyard_server.policies.draw.engines.choice import JudgedDraw, Share, ascending, mask_of, share_of
+from steelyard_server.policies.draw.engines.choice import JudgedDraw, Share, least, scored, share_of
 from steelyard_server.policies.draw.engines.subset import Kept
 from steelyard_server.policies.draw.rows import Moment, Rows
 
@@ -65,10 +65,11 @@ class DataDiet(JudgedDraw):
         scores, live = rows[self.score], rows.live
         if self.by == "absolute":
             scores = np.abs(scores)
-        ranked = ascending(scores, live, moment)
-        k = min(self.k or share_of(self.keep_share, len(ranked)), len(ranked))
+        count = scored(scores, live)
+        k = min(self.k or share_of(self.keep_share, count), count)
         if self.offset is not None:
-            start = min(self.offset, len(ranked) - k)
+            start = min(self.offset, count - k)
         else:
-            start = 0 if self.by == "smallest" else len(ranked) - k
-        return Kept(mask_of(ranked[start : start + k], rows.size) | np.isnan(scores))
+            start = 0 if self.by == "smallest" else count - k
+        below = least(scores, live, start, moment)
+        return Kept((least(scores, live, start + k, moment) & ~below) | np.isnan(scores))

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from steelyard.source import Source
 from steelyard_server.policies.columns import Derived
-from steelyard_server.policies.draw.engines.choice import JudgedDraw, Share, ascending, mask_of, share_of
+from steelyard_server.policies.draw.engines.choice import JudgedDraw, Share, greatest, scored, share_of
 from steelyard_server.policies.draw.engines.epochs import Float64s
 from steelyard_server.policies.draw.engines.subset import Kept
 from steelyard_server.policies.draw.rows import Moment, Rows
@@ -67,6 +67,5 @@ class Forgetting(JudgedDraw):
         counts = self.counts(rows)
         if self.drop_up_to is not None:
             return Kept(~(counts <= self.drop_up_to))
-        ranked = ascending(counts, rows.live, moment)
-        k = share_of(self.keep_share, len(ranked))
-        return Kept(mask_of(ranked[-k:], rows.size) | np.isnan(counts))
+        k = share_of(self.keep_share, scored(counts, rows.live))
+        return Kept(greatest(counts, rows.live, k, moment) | np.isnan(counts))

@@ -83,7 +83,7 @@ class GumbelTopK(JudgedDraw):
         return f"expected numbers of tokens in {column}, got {values[at]:g} at position {at}"
 
     def judge(self, rows: Rows, moment: Moment) -> Kept:
-        best_first = ascending(self.keys(rows, moment), self._known(rows), moment)[::-1]
+        best_first = self._best_first(rows, moment)
         parts, whole = [best_first], self._size(rows, best_first)
         if self.group is not None:
             groups = rows[self.group][best_first]
@@ -101,6 +101,14 @@ class GumbelTopK(JudgedDraw):
             scores = standardised(scores, rows.live)
         keys = (-scores if self.bottom else scores) / self.temperature
         return keys + moment.gumbel(rows.size) if self.noise else keys
+
+    def _best_first(self, rows: Rows, moment: Moment) -> Ids:
+        keys, known = self.keys(rows, moment), self._known(rows)
+        if not self.noise:
+            return ascending(keys, known, moment)[::-1]
+        # Equal ones are too rare for lots.
+        ids = np.flatnonzero(known)
+        return ids[np.argsort(-keys[ids], kind="stable")]
 
     def _known(self, rows: Rows) -> npt.NDArray[np.bool_]:
         known = rows.live

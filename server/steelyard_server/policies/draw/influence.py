@@ -22,8 +22,9 @@ from steelyard_server.policies.columns import Derived, parse_derived
 from steelyard_server.policies.draw.engines.choice import (
     JudgedDraw,
     Share,
-    ascending,
-    mask_of,
+    greatest,
+    least,
+    scored,
     share_of,
     standardised,
 )
@@ -72,10 +73,9 @@ class Influence(JudgedDraw):
 
     def judge(self, rows: Rows, moment: Moment) -> Kept:
         keys = self._keys(rows, moment)
-        ranked = ascending(keys, rows.live, moment)
-        k = share_of(self.keep_share, len(ranked))
-        kept = ranked[:k] if self.prune == "highest" else ranked[-k:]
-        return Kept(mask_of(kept, rows.size) | np.isnan(keys))
+        k = share_of(self.keep_share, scored(keys, rows.live))
+        best = least if self.prune == "highest" else greatest
+        return Kept(best(keys, rows.live, k, moment) | np.isnan(keys))
 
     def _keys(self, rows: Rows, moment: Moment) -> Float64s:
         """What the examples are ranked by, NaN where one is not judged."""

@@ -52,6 +52,31 @@ def of_run(moment: Moment) -> Moment:
     return Moment(0, 0, moment.seed)
 
 
+def least(scores: Float32s | Float64s, among: Bools, k: int, moment: Moment) -> Bools:
+    """The k least of the examples `among` that have a score, all where they are fewer: bool[size]. Equal scores are cut
+    by lots, the same for every k, so that less is always a part of more. O(size)."""
+    ids = np.flatnonzero(among & ~np.isnan(scores))
+    if k <= 0 or k >= len(ids):
+        return mask_of(ids if k > 0 else ids[:0], len(scores))
+    values = scores[ids]
+    edge = np.partition(values, k - 1)[k - 1]
+    tied, taken = ids[values == edge], ids[values < edge]
+    missing = k - len(taken)
+    if missing < len(tied):
+        tied = tied[np.argsort(moment.uniform(len(scores))[tied], kind="stable")[:missing]]
+    return mask_of(np.concatenate([taken, tied]), len(scores))
+
+
+def greatest(scores: Float32s | Float64s, among: Bools, k: int, moment: Moment) -> Bools:
+    """As `least`, from the other end."""
+    return least(-scores, among, k, moment)
+
+
+def scored(scores: Float32s | Float64s, among: Bools) -> int:
+    """How many of `among` have a score."""
+    return int(np.count_nonzero(among & ~np.isnan(scores)))
+
+
 def ascending(scores: Float32s | Float64s, among: Bools, moment: Moment) -> Ids:
     """Those of the examples `among` that have a score, by it, int64[m]; equal scores in a random order."""
     ids = np.flatnonzero(among & ~np.isnan(scores))
