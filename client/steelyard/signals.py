@@ -28,6 +28,33 @@ def el2n(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> npt.NDArray[np.
     return length
 
 
+def vog(gradients: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Variance of gradients (Agarwal et al., 2022): float64[n], the population's deviation over checkpoints of the
+    gradient of the label's score by each input, mean over the inputs.
+
+    `gradients` is float[checkpoints, n, ...]. ValueError where it has no such shape.
+    """
+    given = np.asarray(gradients, np.float64)
+    if given.ndim < 3 or not len(given):
+        raise ValueError(f"expected gradients [checkpoints, n, inputs...], got {list(given.shape)}")
+    deviation = given.std(axis=0)
+    mean: npt.NDArray[np.float64] = deviation.reshape(len(deviation), -1).mean(axis=1)
+    return mean
+
+
+def calibrated_gradient(duals: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """How the distance of optimal transport changes as one candidate gains mass and all others lose the same:
+    f_i - sum of the others' f_j / (n - 1), float64[n], of the dual potentials f of the candidates.
+
+    ValueError where there are fewer than two.
+    """
+    f = np.asarray(duals, np.float64)
+    if f.ndim != 1 or len(f) < 2:
+        raise ValueError(f"expected the dual potentials of two candidates or more, got {list(f.shape)}")
+    calibrated: npt.NDArray[np.float64] = f - (f.sum() - f) / (len(f) - 1)
+    return calibrated
+
+
 def pvi(null_loss: Any, model_loss: Any) -> Any:
     """Pointwise V-information in bits, log2 p_model(y|x) - log2 p_null(y) (Ethayarajh et al., 2022).
 

@@ -35,6 +35,7 @@ class Life:
         *,
         columns: Mapping[str, Any] | None = None,
         weigh: str = "uniform",
+        mix: Mapping[str, Any] | None = None,
         seed: int = 1,
     ) -> None:
         spec = {
@@ -44,6 +45,7 @@ class Life:
             "seed": seed,
             "draw": dict(draw),
             "weigh": {"method": weigh},
+            "mix": dict(mix or {"method": "none"}),
             "staleness": 0,
         }
         self.state = RunState(RunCreated(parse_spec(spec).model_dump(mode="json"), size))

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from scipy.stats import chi2
+from scipy.optimize import linprog
+from scipy.stats import chi2, wasserstein_distance
 
+from steelyard.signals import calibrated_gradient
 from steelyard_server.policies.draw.engines.choice import standardised
 from steelyard_server.policies.draw.gumbel_top_k import GumbelTopK
 from steelyard_server.policies.draw.rows import Moment, Rows
@@ -132,6 +134,32 @@ def test_importance_weights_bring_the_sample_to_the_target_and_plain_top_k_overs
     assert sample.mean() == pytest.approx(1, abs=0.15)
     assert sample.std() == pytest.approx(1, abs=0.15)
     assert raw[kept(GumbelTopK(k=1000, noise=False), rows)].std() < 0.5
+
+
+def duals(candidates: Any, target: Any) -> Any:
+    """The dual potentials of the candidates in optimal transport of their mass to the target's."""
+    n, m = len(candidates), len(target)
+    cost = np.abs(candidates[:, None] - target[None])
+    constraints = np.concatenate([np.kron(np.eye(n), np.ones(m)), np.kron(np.ones(n), np.eye(m))])
+    masses = np.r_[np.full(n, 1 / n), np.full(m, 1 / m)]
+    solved = linprog(cost.ravel(), A_eq=constraints, b_eq=masses)
+    return solved.eqlin.marginals[:n]
+
+
+def test_the_bottom_of_calibrated_gradients_moves_the_pool_to_the_target_and_the_top_away(
+    rows_of: Callable[..., Rows],
+) -> None:
+    rng = np.random.default_rng(14)
+    candidates, target = rng.normal(0, 1.5, 60), rng.normal(2, 0.5, 20)
+    gradient = calibrated_gradient(duals(candidates, target))
+    rows = rows_of(gradient=gradient)
+    draw = GumbelTopK(score="gradient", k=15, noise=False, bottom=True)
+    bottom, top = kept(draw, rows), kept(draw.model_copy(update={"bottom": False}), rows)
+    before = wasserstein_distance(candidates, target)
+    assert wasserstein_distance(np.r_[candidates, candidates[bottom]], target) < before - 0.2
+    assert wasserstein_distance(np.r_[candidates, candidates[top]], target) > before + 0.2
+    with pytest.raises(ValueError, match="two candidates or more"):
+        calibrated_gradient([1.0])
 
 
 def test_the_choice_is_the_runs_and_holds_over_epochs(life: Any) -> None:

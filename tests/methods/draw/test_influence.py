@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from steelyard.signals import pvi
+from steelyard.signals import pvi, vog
 from steelyard_server.policies.draw.engines.choice import standardised
 from steelyard_server.policies.draw.influence import Influence
 from steelyard_server.policies.draw.rows import Moment, Rows
@@ -24,6 +24,19 @@ def kept(draw: Influence, rows: Rows, seed: int = 7) -> list[int]:
 
 def test_pvi_is_the_authors(golden: Callable[[str], Any]) -> None:
     assert pvi(-np.log(0.5), -np.log(0.9)) == pytest.approx(golden("pvi/p_null=.5 p_x=.9"), abs=5e-7)
+
+
+def test_vog_is_the_mean_deviation_over_checkpoints() -> None:
+    gradients = np.random.default_rng(1).normal(size=(4, 3, 2, 5))
+    expected = [
+        np.mean([np.std([gradients[t, i, a, b] for t in range(4)]) for a in range(2) for b in range(5)])
+        for i in range(3)
+    ]
+    np.testing.assert_allclose(vog(gradients), expected)
+    with pytest.raises(
+        ValueError, match=r"expected gradients \[checkpoints, n, inputs\.\.\.\], got \[4, 3\]"
+    ):
+        vog(np.zeros((4, 3)))
 
 
 def test_the_lowest_or_the_highest_are_pruned_and_what_has_no_score_stays(

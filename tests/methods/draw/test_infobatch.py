@@ -141,6 +141,30 @@ def test_appended_ids_count_as_not_yet_learned_from_the_next_epoch_on(life: Any)
     assert {8, 9} <= set(ids.tolist())
 
 
+def test_each_group_of_a_mix_goes_through_epochs_of_its_own(life: Any) -> None:
+    run = life(
+        {"method": "infobatch"},
+        60,
+        10,
+        columns={"group": np.arange(60) % 3 == 0},
+        weigh="infobatch_rescale",
+        mix={"method": "static", "shares": [0.5, 0.5]},
+    )
+    count, heavy = np.zeros(60), np.zeros(60)
+    for _ in range(160):
+        drawn = run.draw()
+        run.report(drawn, loss=np.where(drawn.ids < 30, 0.1, 2.0))
+        count += np.bincount(drawn.ids, minlength=60)
+        heavy += np.bincount(drawn.ids, drawn.weight, minlength=60)
+    small = np.arange(60) % 3 == 0
+    assert count[small].sum() == count[~small].sum() == 800
+    # Within a group, what is well learned comes half as often and counts twice.
+    for group in (small, ~small):
+        well, rest = group & (np.arange(60) < 30), group & (np.arange(60) >= 30)
+        assert count[well].mean() / count[rest].mean() == pytest.approx(0.5, abs=0.05)
+        assert heavy[well].mean() / heavy[rest].mean() == pytest.approx(1, abs=0.06)
+
+
 @pytest.mark.parametrize("weigher", ["uniform", "linupper", "importance"])
 def test_its_weights_must_reach_the_objective(weigher: str) -> None:
     with pytest.raises(PolicyError, match="infobatch_rescale|count twice"):

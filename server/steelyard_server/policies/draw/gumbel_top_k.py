@@ -4,8 +4,10 @@
 
 DSIR: the score is a log importance weight, temperature 1. QuRating: a rating, standardised over the corpus, with
 temperature tau, taken until a budget of tokens is met (the last document included), each domain with a quota
-proportional to its tokens. GOT-D: without noise, from the bottom of a calibrated gradient column (its sign as
-remembered from the paper). The score is an uploaded column; the lots are the run's, so each epoch has the same choice.
+proportional to its tokens. GOT-D: without noise, from the bottom of a column of calibrated gradients
+(`steelyard.signals.calibrated_gradient`; the sign as remembered from the paper).
+
+The score is an uploaded column. The lots are the run's, so each epoch has the same choice while the columns stay.
 """
 
 from __future__ import annotations
