@@ -51,7 +51,9 @@ class Life:
     def apply(self, event: e.Event) -> None:
         self.run.apply(event)
         self.events.append(event)
-        self.run.check()
+        if not isinstance(event, e.BatchDrawn):
+            # A drawn batch is mostly reported next: once for both is enough.
+            self.run.check()
 
     def set_columns(self, start: int = 0, values: dict[str, Any] | None = None) -> None:
         """Gives the ids from `start` on a value in each static column."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
+from steelyard.testing.contract import runs
 from steelyard.testing.contract.models import (
     bad_parameters_are_refused_by_name,
     the_configuration_survives_being_stored,
@@ -45,7 +46,7 @@ def updating_leaves_the_state_before_it_as_it_was(subject: Subject) -> None:
         state = later
 
 
-def a_checkpoint_forgets_nothing(subject: Subject) -> None:
+def a_state_is_all_that_is_remembered(subject: Subject) -> None:
     mix, state = _mix(subject), _mix(subject).start(SIZES)
     for step in range(STEPS):
         stored: State = json.loads(json.dumps(state, allow_nan=False))
@@ -156,7 +157,7 @@ CLAUSES: tuple[Callable[[Subject], None], ...] = (
     bad_parameters_are_refused_by_name,
     the_same_reports_give_the_same_masses,
     updating_leaves_the_state_before_it_as_it_was,
-    a_checkpoint_forgets_nothing,
+    a_state_is_all_that_is_remembered,
     groups_that_were_never_reported_have_masses,
     the_order_in_a_report_does_not_matter,
     equal_losses_give_equal_masses,
@@ -164,6 +165,7 @@ CLAUSES: tuple[Callable[[Subject], None], ...] = (
     an_outlier_leaves_masses_sound,
     groups_may_grow_come_and_run_empty,
     a_choice_within_groups_is_a_mask_and_always_the_same,
+    *runs.CLAUSES,
 )
 
 

@@ -23,12 +23,14 @@ unknown_too: st.SearchStrategy[float] = st.one_of(losses, st.just(float("nan")))
 """What a column may hold: NaN where nothing is known."""
 
 
-def try_all(*strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], None]:
-    """As a decorator: calls a function with one value of each strategy, many times over."""
+def try_all(
+    *strategies: st.SearchStrategy[Any], examples: int = EXAMPLES
+) -> Callable[[Callable[..., None]], None]:
+    """As a decorator: calls a function with one value of each strategy, so many times over."""
 
     def run(function: Callable[..., None]) -> None:
         fixed = settings(
-            max_examples=EXAMPLES,
+            max_examples=examples,
             derandomize=True,
             database=None,
             deadline=None,
