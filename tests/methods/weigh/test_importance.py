@@ -126,9 +126,9 @@ def test_run_max_is_for_the_server_alone_and_remembers_no_padding() -> None:
 def test_the_biased_form_keeps_the_batchs_sum_of_weight_times_score(k: float) -> None:
     scores = np.array([0.5, 1.0, 2.0, 4.0, 4.0])
     p = scores / 30
-    plain, biased = (
-        weights(scores, {"method": "importance", "k": one}, probability=p, examples=12) for one in (1.0, k)
-    )
+    more: Any = {"probability": p, "examples": 12}
+    plain = weights(scores, {"method": "importance"}, **more)
+    biased = weights(scores, {"method": "importance", "k": k}, **more)
     assert np.sum(biased * scores) == pytest.approx(np.sum(plain * scores))
     np.testing.assert_allclose(biased / biased[0], (plain / plain[0]) ** k, rtol=1e-12)
 
