@@ -16,6 +16,7 @@ from scipy import stats
 
 from steelyard.source import Source
 from steelyard_server.core.random import Bits, Purpose
+from steelyard_server.policies.columns import SERVED
 from steelyard_server.policies.draw import METHODS as DRAWS
 from steelyard_server.policies.draw.contract import Examples
 from steelyard_server.policies.mix import METHODS, GroupReport, Mix, State
@@ -126,6 +127,7 @@ class Life:
         self.drawer.prepare(step)
         drawn = self.drawer.draw(step)
         self.drawer.set_draw_state(json.loads(json.dumps(drawn.draw_state)))
+        self._fold(drawn.ids, {SERVED: np.ones(len(drawn.ids), np.float32)})
         return drawn
 
     def set(self, name: str, ids: Any, values: Any) -> None:
@@ -135,11 +137,18 @@ class Life:
 
     def report(self, step: int, ids: Any, losses: Any) -> None:
         ids, losses = np.array(ids, np.int64), np.array(losses, np.float32)
-        if "last_loss" in self.examples.columns:
-            for one, loss in zip(ids, losses, strict=True):
-                self.examples.columns["last_loss"][one] = loss
-            self.drawer.changed(np.unique(ids))
-        self.drawer.folded(step, ids, {"loss": losses})
+        heard = {"loss": losses}
+        for column in self.draw.derived:
+            if column.signal != SERVED:
+                heard.setdefault(column.signal, (losses > 4).astype(np.float32))
+        self._fold(ids, heard)
+        self.drawer.folded(step, ids, heard)
+
+    def _fold(self, ids: Any, signals: Mapping[str, Any]) -> None:
+        for column in self.draw.derived:
+            if column.signal in signals and len(ids):
+                column.fold(self.examples.columns, ids, signals[column.signal])
+                self.drawer.changed(np.unique(ids))
 
     def grow(self, count: int) -> None:
         for name, column in self.examples.columns.items():
@@ -432,16 +441,25 @@ _op = st.one_of(
 )
 
 
+EVERY_DRAW = [{"method": name, **method.example} for name, method in sorted(DRAWS.items())]
+OFTEN = [
+    {**draw, "refresh_steps": 2}
+    for draw in EVERY_DRAW
+    if "refresh_steps" in DRAWS[draw["method"]].model_fields
+]
+
+
 @given(
-    st.sampled_from([SHUFFLE, DISTINCT, STRATIFIED]),
+    st.sampled_from([*EVERY_DRAW, *OFTEN, DISTINCT, STRATIFIED]),
     st.sampled_from([Worst(), Best(), static(), static(3, 1, 1)]),
     st.lists(_op, max_size=14),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_drawer_built_from_the_columns_and_the_state_draws_the_same(
     draw: Mapping[str, Any], mix: Mix, ops: list[Any]
 ) -> None:
-    columns = {"quality": [(5 * one) % 7 for one in range(12)]} if mix.columns else {}
+    values = [(5 * one) % 7 for one in range(12)]
+    columns = dict.fromkeys([*DRAWS[draw["method"]].parse(draw).static, *mix.columns], values)
     life = Life(mix, draw, [0, 0, 1, 1, 1, 2, 2, 2, 2, NAN, 0, 1], 3, **columns)
     step = 0
     for op in ops:
@@ -464,10 +482,11 @@ def test_a_drawer_built_from_the_columns_and_the_state_draws_the_same(
         assert json.dumps(again.get_state()) == json.dumps(life.drawer.get_state())
         life.drawer.check()
         again.check()
-        kept = life.examples.columns[KEPT].copy()
+        own = {name: life.examples.columns[name].copy() for name in (KEPT, *life.draw.own)}
         try:
             again.prepare(step)
-            life.examples.columns[KEPT][:] = kept
+            for name, values_before in own.items():
+                life.examples.columns[name][:] = values_before
             life.drawer.prepare(step)
             expected = life.drawer.draw(step)
         except ValueError:
