@@ -98,6 +98,10 @@ class Stats:
     connected_ranks: int
     oldest_step: int
     journal_bytes: int
+    ungrouped: int
+    """Examples that are in no group of the mix, or not chosen from it, so that they are not drawn; 0 without a mix."""
+    group_shares: tuple[float, ...]
+    """The share of each group in the newest batch, by the ids of the groups; empty without a mix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +181,7 @@ def stats(message: runs_pb2.GetStatsResponse, staleness: Staleness) -> Stats:
     """`staleness` is the run's, which its counts do not repeat."""
     names = Stats.__dataclass_fields__.keys() - {"staleness"}
     values = {name: getattr(message, name) for name in names}
+    values["group_shares"] = tuple(message.group_shares)
     if message.never_reported < 0:
         values["never_reported"] = None
     return Stats(**values, staleness=staleness)

@@ -187,8 +187,25 @@ def owner(client: steelyard.Client) -> list[steelyard.Run]:
     return [run]
 
 
+def mixed(client: steelyard.Client) -> list[steelyard.Run]:
+    """Batches of 6 from three groups of 2, 4 and 6 examples, each group shuffled by itself. Shares of 1 : 1 : 2, then
+    group_dro, which gives the group with the greater losses more at each step; then the second example moves to the
+    last group, so that both groups begin anew, and one leaves all groups.
+    """
+    client.create_dataset("d", 12)
+    client.set_column("d", "group", [0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2])
+    mix = {"method": "static", "shares": [1, 1, 2]}
+    run = client.create_run("r", dataset="d", batch_size=6, seed=8, staleness=0, mix=mix)
+    train(run, 3, attempt="first")
+    run.change_policy(mix={"method": "group_dro", "eta": 1})
+    train(run, 3, ahead=0, attempt="first")
+    client.set_column("d", "group", [2, float("nan")], ids=[1, 11])
+    train(run, 2, ahead=0, attempt="first")
+    return [run]
+
+
 SCENARIOS: tuple[Scenario, ...] = (
-    shuffle, scored, staleness_two, staleness_any, dataset_changes, going_back, owner,
+    shuffle, scored, staleness_two, staleness_any, dataset_changes, going_back, owner, mixed,
 )  # fmt: skip
 
 

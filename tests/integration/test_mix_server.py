@@ -139,8 +139,14 @@ def test_a_mix_that_hears_of_a_worse_group_draws_more_of_it(tmp_path):
         assert shares[0].max() - shares[0].min() < 0.2
         assert shares[-1][0] > 0.8
         before = run.stats()
+        assert before.group_shares[0] > 0.8
+        assert sum(before.group_shares) == pytest.approx(1)
+        assert before.ungrouped == 0
         client.append_examples("d", 10)
         assert run.stats().drawable == before.drawable, "examples without a group are not drawn"
+        assert run.stats().ungrouped == 10
+        run.change_policy(mix={"method": "none"})
+        assert (run.stats().ungrouped, run.stats().group_shares) == (0, ())
 
 
 # ---- changes of policy ----
@@ -186,6 +192,23 @@ def test_a_changed_mix_is_durable_exact_and_seen_in_the_audit(tmp_path):
         assert run.fork("f", step=6, mix={"method": "temperature"}).info().mix["temperature"] == 2.0
         assert run.rewind(3).mix == {"method": "none"}
         assert train(run, 1)[0] == calm[3]
+
+
+def test_a_change_of_the_shares_alone_leaves_the_epochs_within_groups_as_they_are(tmp_path):
+    mix = {"method": "static", "shares": [1, 1, 2]}
+    with ServerProcess(tmp_path / "s") as process:
+        client = process.client()
+        dataset(client)
+        run = client.create_run("r", dataset="d", batch_size=B, seed=5, mix=mix)
+        served = train(run, 4, attempt="a")
+        run.change_policy(mix={"method": "static", "shares": [0, 1, 5]})
+        process.kill()
+        process.start()
+        served += train(run, 3, attempt="a")
+        # Five batches by the first shares took 30 of the 40 of group 2; one by the others takes the 10 that are left.
+        of_second = [one for _, ids, _ in served for one in ids if one >= 20]
+        assert sorted(of_second[:40]) == list(range(20, 60))
+        assert [sum(one >= 20 for one in ids) for _, ids, _ in served] == [6, 6, 6, 6, 6, 10, 10]
 
 
 def test_a_mix_that_cannot_be_is_refused_by_name_and_number(tmp_path):

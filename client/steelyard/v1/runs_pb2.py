@@ -26,15 +26,15 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from steelyard.v1 import arrays_pb2 as steelyard_dot_v1_dot_arrays__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17steelyard/v1/runs.proto\x12\x0csteelyard.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x19steelyard/v1/arrays.proto\"}\n\x06Policy\x12%\n\x04\x64raw\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\x12&\n\x05weigh\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12$\n\x03mix\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"4\n\tStaleness\x12\x0f\n\x05steps\x18\x01 \x01(\rH\x00\x12\r\n\x03\x61ny\x18\x02 \x01(\x08H\x00\x42\x07\n\x05\x62ound\"\xe5\x02\n\x07RunSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x12\n\nbatch_size\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12$\n\x06policy\x18\x05 \x01(\x0b\x32\x14.steelyard.v1.Policy\x12*\n\tstaleness\x18\x06 \x01(\x0b\x32\x17.steelyard.v1.Staleness\x12/\n\x0con_nonfinite\x18\x07 \x01(\x0e\x32\x19.steelyard.v1.OnNonfinite\x12#\n\x16report_timeout_seconds\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0chistory_size\x18\t \x01(\rH\x01\x88\x01\x01\x12\x19\n\x0cretain_steps\x18\n \x01(\x04H\x02\x88\x01\x01\x42\x19\n\x17_report_timeout_secondsB\x0f\n\r_history_sizeB\x0f\n\r_retain_steps\"&\n\x08\x42ookmark\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\"\xdf\x01\n\x03Run\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.steelyard.v1.RunSpec\x12\x11\n\tnext_step\x18\x02 \x01(\x04\x12\x14\n\x0c\x63losed_steps\x18\x03 \x01(\x04\x12\x13\n\x0boldest_step\x18\x04 \x01(\x04\x12\x14\n\x0c\x64\x61taset_size\x18\x05 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\t\x12)\n\tbookmarks\x18\x07 \x03(\x0b\x32\x16.steelyard.v1.Bookmark\x12\x0e\n\x06parent\x18\x08 \x01(\t\x12\x13\n\x0bparent_step\x18\t \x01(\x04\"I\n\x10\x43reateRunRequest\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.steelyard.v1.RunSpec\x12\x10\n\x08\x65xist_ok\x18\x02 \x01(\x08\"3\n\x11\x43reateRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.steelyard.v1.Run\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x0eGetRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.steelyard.v1.Run\"\x11\n\x0fListRunsRequest\"3\n\x10ListRunsResponse\x12\x1f\n\x04runs\x18\x01 \x03(\x0b\x32\x11.steelyard.v1.Run\" \n\x10\x44\x65leteRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteRunResponse\"I\n\x13\x43hangePolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x06policy\x18\x02 \x01(\x0b\x32\x14.steelyard.v1.Policy\"6\n\x14\x43hangePolicyResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.steelyard.v1.Run\"\x1f\n\x0fGetStatsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xcf\x03\n\x10GetStatsResponse\x12\x11\n\tnext_step\x18\x01 \x01(\x04\x12\x14\n\x0c\x63losed_steps\x18\x02 \x01(\x04\x12\x14\n\x0c\x66olded_steps\x18\x03 \x01(\x04\x12\x15\n\rstate_version\x18\x04 \x01(\x04\x12\x12\n\nserved_ids\x18\x05 \x01(\x04\x12\x17\n\x0freported_losses\x18\x06 \x01(\x04\x12\x19\n\x11\x64uplicate_reports\x18\x07 \x01(\x04\x12\x14\n\x0clate_reports\x18\x08 \x01(\x04\x12\x17\n\x0frefused_reports\x18\t \x01(\x04\x12\x18\n\x10nonfinite_losses\x18\n \x01(\x04\x12\x19\n\x11\x63losed_by_timeout\x18\x0b \x01(\x04\x12\x10\n\x08\x64rawable\x18\x0c \x01(\x04\x12\x16\n\x0enever_reported\x18\r \x01(\x03\x12\x1e\n\x16\x65\x66\x66\x65\x63tive_sample_ratio\x18\x0e \x01(\x01\x12\x11\n\tmean_loss\x18\x0f \x01(\x01\x12\x17\n\x0fjournal_records\x18\x10 \x01(\x04\x12\x17\n\x0f\x63onnected_ranks\x18\x11 \x01(\x04\x12\x13\n\x0boldest_step\x18\x12 \x01(\x04\x12\x15\n\rjournal_bytes\x18\x13 \x01(\x04\"C\n\x11GetHistoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x03ids\x18\x02 \x01(\x0b\x32\x13.steelyard.v1.Array\"\x82\x01\n\x12GetHistoryResponse\x12#\n\x06\x63ounts\x18\x01 \x01(\x0b\x32\x13.steelyard.v1.Array\x12\"\n\x05steps\x18\x02 \x01(\x0b\x32\x13.steelyard.v1.Array\x12#\n\x06losses\x18\x03 \x01(\x0b\x32\x13.steelyard.v1.Array\"R\n\x10GetColumnRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\t\x12 \n\x03ids\x18\x03 \x01(\x0b\x32\x13.steelyard.v1.Array\"8\n\x11GetColumnResponse\x12#\n\x06values\x18\x01 \x01(\x0b\x32\x13.steelyard.v1.Array\"\x83\x01\n\x0eObserveRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x03ids\x18\x02 \x01(\x0b\x32\x13.steelyard.v1.Array\x12%\n\x07signals\x18\x03 \x03(\x0b\x32\x14.steelyard.v1.Signal\x12\x11\n\x04step\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_step\"\x11\n\x0fObserveResponse\".\n\x10\x43loseStepRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\"\x13\n\x11\x43loseStepResponse\"S\n\x15\x43reateBookmarkRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x62ookmark\x18\x02 \x01(\t\x12\x11\n\x04step\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_step\"B\n\x16\x43reateBookmarkResponse\x12(\n\x08\x62ookmark\x18\x01 \x01(\x0b\x32\x16.steelyard.v1.Bookmark\"7\n\x15\x44\x65leteBookmarkRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x62ookmark\x18\x02 \x01(\t\"\x18\n\x16\x44\x65leteBookmarkResponse\"G\n\rRewindRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x04step\x18\x02 \x01(\x04H\x00\x12\x12\n\x08\x62ookmark\x18\x03 \x01(\tH\x00\x42\x04\n\x02to\"0\n\x0eRewindResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.steelyard.v1.Run\"}\n\x0b\x46orkRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08new_name\x18\x02 \x01(\t\x12\x0e\n\x04step\x18\x03 \x01(\x04H\x00\x12\x12\n\x08\x62ookmark\x18\x04 \x01(\tH\x00\x12$\n\x06policy\x18\x05 \x01(\x0b\x32\x14.steelyard.v1.PolicyB\x04\n\x02\x61t\".\n\x0c\x46orkResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.steelyard.v1.Run\"-\n\x0fGetBatchRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\"\xb8\x01\n\x10GetBatchResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12 \n\x03ids\x18\x02 \x01(\x0b\x32\x13.steelyard.v1.Array\x12(\n\x0bprobability\x18\x03 \x01(\x0b\x32\x13.steelyard.v1.Array\x12#\n\x06weight\x18\x04 \x01(\x0b\x32\x13.steelyard.v1.Array\x12\x15\n\rstate_version\x18\x05 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x06\"#\n\x13GetRetentionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xd0\x01\n\x14GetRetentionResponse\x12\x13\n\x0boldest_step\x18\x01 \x01(\x04\x12\x17\n\x0fjournal_records\x18\x02 \x01(\x04\x12\x15\n\rjournal_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x63heckpoints\x18\x04 \x01(\r\x12\x18\n\x10\x63heckpoint_bytes\x18\x05 \x01(\x04\x12\x15\n\rhistory_bytes\x18\x06 \x01(\x04\x12-\n\tbookmarks\x18\x07 \x03(\x0b\x32\x1a.steelyard.v1.BookmarkCost\"O\n\x0c\x42ookmarkCost\x12(\n\x08\x62ookmark\x18\x01 \x01(\x0b\x32\x16.steelyard.v1.Bookmark\x12\x15\n\rjournal_bytes\x18\x02 \x01(\x04*[\n\x0bOnNonfinite\x12\x1c\n\x18ON_NONFINITE_UNSPECIFIED\x10\x00\x12\x15\n\x11ON_NONFINITE_SKIP\x10\x01\x12\x17\n\x13ON_NONFINITE_REJECT\x10\x02\x32\xef\t\n\nRunService\x12L\n\tCreateRun\x12\x1e.steelyard.v1.CreateRunRequest\x1a\x1f.steelyard.v1.CreateRunResponse\x12\x43\n\x06GetRun\x12\x1b.steelyard.v1.GetRunRequest\x1a\x1c.steelyard.v1.GetRunResponse\x12I\n\x08ListRuns\x12\x1d.steelyard.v1.ListRunsRequest\x1a\x1e.steelyard.v1.ListRunsResponse\x12L\n\tDeleteRun\x12\x1e.steelyard.v1.DeleteRunRequest\x1a\x1f.steelyard.v1.DeleteRunResponse\x12U\n\x0c\x43hangePolicy\x12!.steelyard.v1.ChangePolicyRequest\x1a\".steelyard.v1.ChangePolicyResponse\x12I\n\x08GetStats\x12\x1d.steelyard.v1.GetStatsRequest\x1a\x1e.steelyard.v1.GetStatsResponse\x12O\n\nGetHistory\x12\x1f.steelyard.v1.GetHistoryRequest\x1a .steelyard.v1.GetHistoryResponse\x12L\n\tGetColumn\x12\x1e.steelyard.v1.GetColumnRequest\x1a\x1f.steelyard.v1.GetColumnResponse\x12\x46\n\x07Observe\x12\x1c.steelyard.v1.ObserveRequest\x1a\x1d.steelyard.v1.ObserveResponse\x12L\n\tCloseStep\x12\x1e.steelyard.v1.CloseStepRequest\x1a\x1f.steelyard.v1.CloseStepResponse\x12[\n\x0e\x43reateBookmark\x12#.steelyard.v1.CreateBookmarkRequest\x1a$.steelyard.v1.CreateBookmarkResponse\x12[\n\x0e\x44\x65leteBookmark\x12#.steelyard.v1.DeleteBookmarkRequest\x1a$.steelyard.v1.DeleteBookmarkResponse\x12\x43\n\x06Rewind\x12\x1b.steelyard.v1.RewindRequest\x1a\x1c.steelyard.v1.RewindResponse\x12=\n\x04\x46ork\x12\x19.steelyard.v1.ForkRequest\x1a\x1a.steelyard.v1.ForkResponse\x12I\n\x08GetBatch\x12\x1d.steelyard.v1.GetBatchRequest\x1a\x1e.steelyard.v1.GetBatchResponse\x12U\n\x0cGetRetention\x12!.steelyard.v1.GetRetentionRequest\x1a\".steelyard.v1.GetRetentionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17steelyard/v1/runs.proto\x12\x0csteelyard.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x19steelyard/v1/arrays.proto\"}\n\x06Policy\x12%\n\x04\x64raw\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\x12&\n\x05weigh\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12$\n\x03mix\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"4\n\tStaleness\x12\x0f\n\x05steps\x18\x01 \x01(\rH\x00\x12\r\n\x03\x61ny\x18\x02 \x01(\x08H\x00\x42\x07\n\x05\x62ound\"\xe5\x02\n\x07RunSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x12\n\nbatch_size\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12$\n\x06policy\x18\x05 \x01(\x0b\x32\x14.steelyard.v1.Policy\x12*\n\tstaleness\x18\x06 \x01(\x0b\x32\x17.steelyard.v1.Staleness\x12/\n\x0con_nonfinite\x18\x07 \x01(\x0e\x32\x19.steelyard.v1.OnNonfinite\x12#\n\x16report_timeout_seconds\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0chistory_size\x18\t \x01(\rH\x01\x88\x01\x01\x12\x19\n\x0cretain_steps\x18\n \x01(\x04H\x02\x88\x01\x01\x42\x19\n\x17_report_timeout_secondsB\x0f\n\r_history_sizeB\x0f\n\r_retain_steps\"&\n\x08\x42ookmark\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\"\xdf\x01\n\x03Run\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.steelyard.v1.RunSpec\x12\x11\n\tnext_step\x18\x02 \x01(\x04\x12\x14\n\x0c\x63losed_steps\x18\x03 \x01(\x04\x12\x13\n\x0boldest_step\x18\x04 \x01(\x04\x12\x14\n\x0c\x64\x61taset_size\x18\x05 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\t\x12)\n\tbookmarks\x18\x07 \x03(\x0b\x32\x16.steelyard.v1.Bookmark\x12\x0e\n\x06parent\x18\x08 \x01(\t\x12\x13\n\x0bparent_step\x18\t \x01(\x04\"I\n\x10\x43reateRunRequest\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.steelyard.v1.RunSpec\x12\x10\n\x08\x65xist_ok\x18\x02 \x01(\x08\"3\n\x11\x43reateRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.steelyard.v1.Run\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x0eGetRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.steelyard.v1.Run\"\x11\n\x0fListRunsRequest\"3\n\x10ListRunsResponse\x12\x1f\n\x04runs\x18\x01 \x03(\x0b\x32\x11.steelyard.v1.Run\" \n\x10\x44\x65leteRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteRunResponse\"I\n\x13\x43hangePolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x06policy\x18\x02 \x01(\x0b\x32\x14.steelyard.v1.Policy\"6\n\x14\x43hangePolicyResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.steelyard.v1.Run\"\x1f\n\x0fGetStatsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xf8\x03\n\x10GetStatsResponse\x12\x11\n\tnext_step\x18\x01 \x01(\x04\x12\x14\n\x0c\x63losed_steps\x18\x02 \x01(\x04\x12\x14\n\x0c\x66olded_steps\x18\x03 \x01(\x04\x12\x15\n\rstate_version\x18\x04 \x01(\x04\x12\x12\n\nserved_ids\x18\x05 \x01(\x04\x12\x17\n\x0freported_losses\x18\x06 \x01(\x04\x12\x19\n\x11\x64uplicate_reports\x18\x07 \x01(\x04\x12\x14\n\x0clate_reports\x18\x08 \x01(\x04\x12\x17\n\x0frefused_reports\x18\t \x01(\x04\x12\x18\n\x10nonfinite_losses\x18\n \x01(\x04\x12\x19\n\x11\x63losed_by_timeout\x18\x0b \x01(\x04\x12\x10\n\x08\x64rawable\x18\x0c \x01(\x04\x12\x16\n\x0enever_reported\x18\r \x01(\x03\x12\x1e\n\x16\x65\x66\x66\x65\x63tive_sample_ratio\x18\x0e \x01(\x01\x12\x11\n\tmean_loss\x18\x0f \x01(\x01\x12\x17\n\x0fjournal_records\x18\x10 \x01(\x04\x12\x17\n\x0f\x63onnected_ranks\x18\x11 \x01(\x04\x12\x13\n\x0boldest_step\x18\x12 \x01(\x04\x12\x15\n\rjournal_bytes\x18\x13 \x01(\x04\x12\x11\n\tungrouped\x18\x16 \x01(\x04\x12\x14\n\x0cgroup_shares\x18\x17 \x03(\x01\"C\n\x11GetHistoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x03ids\x18\x02 \x01(\x0b\x32\x13.steelyard.v1.Array\"\x82\x01\n\x12GetHistoryResponse\x12#\n\x06\x63ounts\x18\x01 \x01(\x0b\x32\x13.steelyard.v1.Array\x12\"\n\x05steps\x18\x02 \x01(\x0b\x32\x13.steelyard.v1.Array\x12#\n\x06losses\x18\x03 \x01(\x0b\x32\x13.steelyard.v1.Array\"R\n\x10GetColumnRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\t\x12 \n\x03ids\x18\x03 \x01(\x0b\x32\x13.steelyard.v1.Array\"8\n\x11GetColumnResponse\x12#\n\x06values\x18\x01 \x01(\x0b\x32\x13.steelyard.v1.Array\"\x83\x01\n\x0eObserveRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x03ids\x18\x02 \x01(\x0b\x32\x13.steelyard.v1.Array\x12%\n\x07signals\x18\x03 \x03(\x0b\x32\x14.steelyard.v1.Signal\x12\x11\n\x04step\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_step\"\x11\n\x0fObserveResponse\".\n\x10\x43loseStepRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\"\x13\n\x11\x43loseStepResponse\"S\n\x15\x43reateBookmarkRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x62ookmark\x18\x02 \x01(\t\x12\x11\n\x04step\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_step\"B\n\x16\x43reateBookmarkResponse\x12(\n\x08\x62ookmark\x18\x01 \x01(\x0b\x32\x16.steelyard.v1.Bookmark\"7\n\x15\x44\x65leteBookmarkRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x62ookmark\x18\x02 \x01(\t\"\x18\n\x16\x44\x65leteBookmarkResponse\"G\n\rRewindRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x04step\x18\x02 \x01(\x04H\x00\x12\x12\n\x08\x62ookmark\x18\x03 \x01(\tH\x00\x42\x04\n\x02to\"0\n\x0eRewindResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.steelyard.v1.Run\"}\n\x0b\x46orkRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08new_name\x18\x02 \x01(\t\x12\x0e\n\x04step\x18\x03 \x01(\x04H\x00\x12\x12\n\x08\x62ookmark\x18\x04 \x01(\tH\x00\x12$\n\x06policy\x18\x05 \x01(\x0b\x32\x14.steelyard.v1.PolicyB\x04\n\x02\x61t\".\n\x0c\x46orkResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.steelyard.v1.Run\"-\n\x0fGetBatchRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\"\xb8\x01\n\x10GetBatchResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12 \n\x03ids\x18\x02 \x01(\x0b\x32\x13.steelyard.v1.Array\x12(\n\x0bprobability\x18\x03 \x01(\x0b\x32\x13.steelyard.v1.Array\x12#\n\x06weight\x18\x04 \x01(\x0b\x32\x13.steelyard.v1.Array\x12\x15\n\rstate_version\x18\x05 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x06\"#\n\x13GetRetentionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xd0\x01\n\x14GetRetentionResponse\x12\x13\n\x0boldest_step\x18\x01 \x01(\x04\x12\x17\n\x0fjournal_records\x18\x02 \x01(\x04\x12\x15\n\rjournal_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x63heckpoints\x18\x04 \x01(\r\x12\x18\n\x10\x63heckpoint_bytes\x18\x05 \x01(\x04\x12\x15\n\rhistory_bytes\x18\x06 \x01(\x04\x12-\n\tbookmarks\x18\x07 \x03(\x0b\x32\x1a.steelyard.v1.BookmarkCost\"O\n\x0c\x42ookmarkCost\x12(\n\x08\x62ookmark\x18\x01 \x01(\x0b\x32\x16.steelyard.v1.Bookmark\x12\x15\n\rjournal_bytes\x18\x02 \x01(\x04*[\n\x0bOnNonfinite\x12\x1c\n\x18ON_NONFINITE_UNSPECIFIED\x10\x00\x12\x15\n\x11ON_NONFINITE_SKIP\x10\x01\x12\x17\n\x13ON_NONFINITE_REJECT\x10\x02\x32\xef\t\n\nRunService\x12L\n\tCreateRun\x12\x1e.steelyard.v1.CreateRunRequest\x1a\x1f.steelyard.v1.CreateRunResponse\x12\x43\n\x06GetRun\x12\x1b.steelyard.v1.GetRunRequest\x1a\x1c.steelyard.v1.GetRunResponse\x12I\n\x08ListRuns\x12\x1d.steelyard.v1.ListRunsRequest\x1a\x1e.steelyard.v1.ListRunsResponse\x12L\n\tDeleteRun\x12\x1e.steelyard.v1.DeleteRunRequest\x1a\x1f.steelyard.v1.DeleteRunResponse\x12U\n\x0c\x43hangePolicy\x12!.steelyard.v1.ChangePolicyRequest\x1a\".steelyard.v1.ChangePolicyResponse\x12I\n\x08GetStats\x12\x1d.steelyard.v1.GetStatsRequest\x1a\x1e.steelyard.v1.GetStatsResponse\x12O\n\nGetHistory\x12\x1f.steelyard.v1.GetHistoryRequest\x1a .steelyard.v1.GetHistoryResponse\x12L\n\tGetColumn\x12\x1e.steelyard.v1.GetColumnRequest\x1a\x1f.steelyard.v1.GetColumnResponse\x12\x46\n\x07Observe\x12\x1c.steelyard.v1.ObserveRequest\x1a\x1d.steelyard.v1.ObserveResponse\x12L\n\tCloseStep\x12\x1e.steelyard.v1.CloseStepRequest\x1a\x1f.steelyard.v1.CloseStepResponse\x12[\n\x0e\x43reateBookmark\x12#.steelyard.v1.CreateBookmarkRequest\x1a$.steelyard.v1.CreateBookmarkResponse\x12[\n\x0e\x44\x65leteBookmark\x12#.steelyard.v1.DeleteBookmarkRequest\x1a$.steelyard.v1.DeleteBookmarkResponse\x12\x43\n\x06Rewind\x12\x1b.steelyard.v1.RewindRequest\x1a\x1c.steelyard.v1.RewindResponse\x12=\n\x04\x46ork\x12\x19.steelyard.v1.ForkRequest\x1a\x1a.steelyard.v1.ForkResponse\x12I\n\x08GetBatch\x12\x1d.steelyard.v1.GetBatchRequest\x1a\x1e.steelyard.v1.GetBatchResponse\x12U\n\x0cGetRetention\x12!.steelyard.v1.GetRetentionRequest\x1a\".steelyard.v1.GetRetentionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'steelyard.v1.runs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ONNONFINITE']._serialized_start=3534
-  _globals['_ONNONFINITE']._serialized_end=3625
+  _globals['_ONNONFINITE']._serialized_start=3575
+  _globals['_ONNONFINITE']._serialized_end=3666
   _globals['_POLICY']._serialized_start=98
   _globals['_POLICY']._serialized_end=223
   _globals['_STALENESS']._serialized_start=225
@@ -68,49 +68,49 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATSREQUEST']._serialized_start=1372
   _globals['_GETSTATSREQUEST']._serialized_end=1403
   _globals['_GETSTATSRESPONSE']._serialized_start=1406
-  _globals['_GETSTATSRESPONSE']._serialized_end=1869
-  _globals['_GETHISTORYREQUEST']._serialized_start=1871
-  _globals['_GETHISTORYREQUEST']._serialized_end=1938
-  _globals['_GETHISTORYRESPONSE']._serialized_start=1941
-  _globals['_GETHISTORYRESPONSE']._serialized_end=2071
-  _globals['_GETCOLUMNREQUEST']._serialized_start=2073
-  _globals['_GETCOLUMNREQUEST']._serialized_end=2155
-  _globals['_GETCOLUMNRESPONSE']._serialized_start=2157
-  _globals['_GETCOLUMNRESPONSE']._serialized_end=2213
-  _globals['_OBSERVEREQUEST']._serialized_start=2216
-  _globals['_OBSERVEREQUEST']._serialized_end=2347
-  _globals['_OBSERVERESPONSE']._serialized_start=2349
-  _globals['_OBSERVERESPONSE']._serialized_end=2366
-  _globals['_CLOSESTEPREQUEST']._serialized_start=2368
-  _globals['_CLOSESTEPREQUEST']._serialized_end=2414
-  _globals['_CLOSESTEPRESPONSE']._serialized_start=2416
-  _globals['_CLOSESTEPRESPONSE']._serialized_end=2435
-  _globals['_CREATEBOOKMARKREQUEST']._serialized_start=2437
-  _globals['_CREATEBOOKMARKREQUEST']._serialized_end=2520
-  _globals['_CREATEBOOKMARKRESPONSE']._serialized_start=2522
-  _globals['_CREATEBOOKMARKRESPONSE']._serialized_end=2588
-  _globals['_DELETEBOOKMARKREQUEST']._serialized_start=2590
-  _globals['_DELETEBOOKMARKREQUEST']._serialized_end=2645
-  _globals['_DELETEBOOKMARKRESPONSE']._serialized_start=2647
-  _globals['_DELETEBOOKMARKRESPONSE']._serialized_end=2671
-  _globals['_REWINDREQUEST']._serialized_start=2673
-  _globals['_REWINDREQUEST']._serialized_end=2744
-  _globals['_REWINDRESPONSE']._serialized_start=2746
-  _globals['_REWINDRESPONSE']._serialized_end=2794
-  _globals['_FORKREQUEST']._serialized_start=2796
-  _globals['_FORKREQUEST']._serialized_end=2921
-  _globals['_FORKRESPONSE']._serialized_start=2923
-  _globals['_FORKRESPONSE']._serialized_end=2969
-  _globals['_GETBATCHREQUEST']._serialized_start=2971
-  _globals['_GETBATCHREQUEST']._serialized_end=3016
-  _globals['_GETBATCHRESPONSE']._serialized_start=3019
-  _globals['_GETBATCHRESPONSE']._serialized_end=3203
-  _globals['_GETRETENTIONREQUEST']._serialized_start=3205
-  _globals['_GETRETENTIONREQUEST']._serialized_end=3240
-  _globals['_GETRETENTIONRESPONSE']._serialized_start=3243
-  _globals['_GETRETENTIONRESPONSE']._serialized_end=3451
-  _globals['_BOOKMARKCOST']._serialized_start=3453
-  _globals['_BOOKMARKCOST']._serialized_end=3532
-  _globals['_RUNSERVICE']._serialized_start=3628
-  _globals['_RUNSERVICE']._serialized_end=4891
+  _globals['_GETSTATSRESPONSE']._serialized_end=1910
+  _globals['_GETHISTORYREQUEST']._serialized_start=1912
+  _globals['_GETHISTORYREQUEST']._serialized_end=1979
+  _globals['_GETHISTORYRESPONSE']._serialized_start=1982
+  _globals['_GETHISTORYRESPONSE']._serialized_end=2112
+  _globals['_GETCOLUMNREQUEST']._serialized_start=2114
+  _globals['_GETCOLUMNREQUEST']._serialized_end=2196
+  _globals['_GETCOLUMNRESPONSE']._serialized_start=2198
+  _globals['_GETCOLUMNRESPONSE']._serialized_end=2254
+  _globals['_OBSERVEREQUEST']._serialized_start=2257
+  _globals['_OBSERVEREQUEST']._serialized_end=2388
+  _globals['_OBSERVERESPONSE']._serialized_start=2390
+  _globals['_OBSERVERESPONSE']._serialized_end=2407
+  _globals['_CLOSESTEPREQUEST']._serialized_start=2409
+  _globals['_CLOSESTEPREQUEST']._serialized_end=2455
+  _globals['_CLOSESTEPRESPONSE']._serialized_start=2457
+  _globals['_CLOSESTEPRESPONSE']._serialized_end=2476
+  _globals['_CREATEBOOKMARKREQUEST']._serialized_start=2478
+  _globals['_CREATEBOOKMARKREQUEST']._serialized_end=2561
+  _globals['_CREATEBOOKMARKRESPONSE']._serialized_start=2563
+  _globals['_CREATEBOOKMARKRESPONSE']._serialized_end=2629
+  _globals['_DELETEBOOKMARKREQUEST']._serialized_start=2631
+  _globals['_DELETEBOOKMARKREQUEST']._serialized_end=2686
+  _globals['_DELETEBOOKMARKRESPONSE']._serialized_start=2688
+  _globals['_DELETEBOOKMARKRESPONSE']._serialized_end=2712
+  _globals['_REWINDREQUEST']._serialized_start=2714
+  _globals['_REWINDREQUEST']._serialized_end=2785
+  _globals['_REWINDRESPONSE']._serialized_start=2787
+  _globals['_REWINDRESPONSE']._serialized_end=2835
+  _globals['_FORKREQUEST']._serialized_start=2837
+  _globals['_FORKREQUEST']._serialized_end=2962
+  _globals['_FORKRESPONSE']._serialized_start=2964
+  _globals['_FORKRESPONSE']._serialized_end=3010
+  _globals['_GETBATCHREQUEST']._serialized_start=3012
+  _globals['_GETBATCHREQUEST']._serialized_end=3057
+  _globals['_GETBATCHRESPONSE']._serialized_start=3060
+  _globals['_GETBATCHRESPONSE']._serialized_end=3244
+  _globals['_GETRETENTIONREQUEST']._serialized_start=3246
+  _globals['_GETRETENTIONREQUEST']._serialized_end=3281
+  _globals['_GETRETENTIONRESPONSE']._serialized_start=3284
+  _globals['_GETRETENTIONRESPONSE']._serialized_end=3492
+  _globals['_BOOKMARKCOST']._serialized_start=3494
+  _globals['_BOOKMARKCOST']._serialized_end=3573
+  _globals['_RUNSERVICE']._serialized_start=3669
+  _globals['_RUNSERVICE']._serialized_end=4932
 # @@protoc_insertion_point(module_scope)

@@ -157,7 +157,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("next_step", "closed_steps", "folded_steps", "state_version", "served_ids", "reported_losses", "duplicate_reports", "late_reports", "refused_reports", "nonfinite_losses", "closed_by_timeout", "drawable", "never_reported", "effective_sample_ratio", "mean_loss", "journal_records", "connected_ranks", "oldest_step", "journal_bytes")
+    __slots__ = ("next_step", "closed_steps", "folded_steps", "state_version", "served_ids", "reported_losses", "duplicate_reports", "late_reports", "refused_reports", "nonfinite_losses", "closed_by_timeout", "drawable", "never_reported", "effective_sample_ratio", "mean_loss", "journal_records", "connected_ranks", "oldest_step", "journal_bytes", "ungrouped", "group_shares")
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
     CLOSED_STEPS_FIELD_NUMBER: _ClassVar[int]
     FOLDED_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -177,6 +177,8 @@ class GetStatsResponse(_message.Message):
     CONNECTED_RANKS_FIELD_NUMBER: _ClassVar[int]
     OLDEST_STEP_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNGROUPED_FIELD_NUMBER: _ClassVar[int]
+    GROUP_SHARES_FIELD_NUMBER: _ClassVar[int]
     next_step: int
     closed_steps: int
     folded_steps: int
@@ -196,7 +198,9 @@ class GetStatsResponse(_message.Message):
     connected_ranks: int
     oldest_step: int
     journal_bytes: int
-    def __init__(self, next_step: _Optional[int] = ..., closed_steps: _Optional[int] = ..., folded_steps: _Optional[int] = ..., state_version: _Optional[int] = ..., served_ids: _Optional[int] = ..., reported_losses: _Optional[int] = ..., duplicate_reports: _Optional[int] = ..., late_reports: _Optional[int] = ..., refused_reports: _Optional[int] = ..., nonfinite_losses: _Optional[int] = ..., closed_by_timeout: _Optional[int] = ..., drawable: _Optional[int] = ..., never_reported: _Optional[int] = ..., effective_sample_ratio: _Optional[float] = ..., mean_loss: _Optional[float] = ..., journal_records: _Optional[int] = ..., connected_ranks: _Optional[int] = ..., oldest_step: _Optional[int] = ..., journal_bytes: _Optional[int] = ...) -> None: ...
+    ungrouped: int
+    group_shares: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, next_step: _Optional[int] = ..., closed_steps: _Optional[int] = ..., folded_steps: _Optional[int] = ..., state_version: _Optional[int] = ..., served_ids: _Optional[int] = ..., reported_losses: _Optional[int] = ..., duplicate_reports: _Optional[int] = ..., late_reports: _Optional[int] = ..., refused_reports: _Optional[int] = ..., nonfinite_losses: _Optional[int] = ..., closed_by_timeout: _Optional[int] = ..., drawable: _Optional[int] = ..., never_reported: _Optional[int] = ..., effective_sample_ratio: _Optional[float] = ..., mean_loss: _Optional[float] = ..., journal_records: _Optional[int] = ..., connected_ranks: _Optional[int] = ..., oldest_step: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., ungrouped: _Optional[int] = ..., group_shares: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class GetHistoryRequest(_message.Message):
     __slots__ = ("name", "ids")

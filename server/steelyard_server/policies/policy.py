@@ -73,6 +73,16 @@ class Policy:
         """Whether both draw by the same law: then a change from one to the other leaves the drawer as it is."""
         return self.draw == other.draw and self.mix == other.mix
 
+    def inherited(self, before: Policy, state: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """What this policy's drawer takes over from that of the one `before` it, which left `state`; None where it
+        begins anew. Where only the masses are given otherwise, the draws within the groups go on."""
+        mix, former = self.mix, before.mix
+        if state is None or mix is None or former is None or self.draw != before.draw:
+            return None
+        if mix.group != former.group or chooses(mix) or chooses(former):
+            return None
+        return {name: value for name, value in state.items() if name != "mix"}
+
     def drawer(
         self, examples: Examples, *, seed: int, batch_size: int, state: Mapping[str, Any] | None = None
     ) -> Drawer:

@@ -277,16 +277,17 @@ class RunState:
             self._advance()
 
     def _apply_policy(self, event: PolicyChanged) -> None:
-        before = self.policy
+        before, state = self.policy, self.get_drawer_state()
         self.spec = self.spec.model_copy(update=dict(event.policy))
         self._take_policy(self.spec.policy)
         self.weighers.append((self.next_step, self.spec.weigh))
         if not self.policy.draws_as(before):
-            for name in before.own:
+            inherited = self.policy.inherited(before, state)
+            for name in before.own if inherited is None else ():
                 del self.examples.columns[name], self.dirty[name]
             self._add_columns()
             self._drop_columns()
-            self._drawer, self._peeked, self.drawer_state = None, None, None
+            self._drawer, self._peeked, self.drawer_state = None, None, inherited
         self._advance()
 
     def _apply_column(self, event: ColumnSet) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from steelyard_server.policies.mix.drawer import MixDrawer
 from steelyard_server.runs.log import RunLog
 from steelyard_server.runs.state import RunState
 
@@ -35,6 +36,8 @@ class RunStats:
     connected_ranks: int
     oldest_step: int
     journal_bytes: int
+    ungrouped: int
+    group_shares: tuple[float, ...]
 
 
 def stats_of(state: RunState, tally: Mapping[str, int], connected: int, log: RunLog) -> RunStats:
@@ -60,6 +63,8 @@ def stats_of(state: RunState, tally: Mapping[str, int], connected: int, log: Run
         connected_ranks=connected,
         oldest_step=log.oldest_step(),
         journal_bytes=log.journal.bytes_from(log.journal.first_seq()),
+        ungrouped=drawer.ungrouped if isinstance(drawer, MixDrawer) else 0,
+        group_shares=tuple(drawer.masses().tolist()) if isinstance(drawer, MixDrawer) else (),
     )
 
 

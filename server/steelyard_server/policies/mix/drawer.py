@@ -53,7 +53,7 @@ class _Group:
 
 
 class MixDrawer(Drawer):
-    """As the module says. `state`: what `get_state` told."""
+    """As the module says. `state`: what `get_state` told; without its "mix", the mix alone begins anew."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class MixDrawer(Drawer):
             own = grouped.get(str(group), {})
             share = own.get("batch_size", self._share(len(places), total))
             self._begin(group, places.astype(np.int32), share, own.get("state"))
-        self._state = saved["mix"] if state is not None else self._start()
+        self._state = saved["mix"] if "mix" in saved else self._start()
 
     # ---- drawing ----
 
