@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable
@@ -73,6 +74,14 @@ def test_ratings_are_standardised_and_the_first_pick_has_the_chance_that_the_tem
     assert sum((seen[i] - seeds * p) ** 2 / (seeds * p) for i, p in enumerate(chances)) < chi2.ppf(
         1 - 1e-5, 3
     )
+
+
+def test_the_noise_has_the_same_bits_in_every_version_and_on_every_machine(
+    rows_of: Callable[..., Rows],
+) -> None:
+    rows = rows_of(log_weight=np.arange(1000) / 8)
+    keys = GumbelTopK(normalise=True).keys(rows, Moment(0, 0, 2**63 + 5))
+    assert hashlib.blake2b(keys.astype("<f8").tobytes(), digest_size=8).hexdigest() == "50e866c343666a03"
 
 
 def test_without_noise_the_top_k_and_from_the_bottom_the_lowest(rows_of: Callable[..., Rows]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,12 @@ def test_half_of_what_is_below_the_mean_stays_with_twice_the_weight(
     # Which of the two well-learned ones stays is a lot; in the authors' run it was the second.
     theirs = np.array(expected["weights"])
     assert seen == {(tuple(expected["kept"]), tuple(theirs[expected["kept"]])), ((0, 2, 3), (2.0, 1.0, 1.0))}
+
+
+def test_who_stays_is_the_same_in_every_version(rows_of: Callable[..., Rows]) -> None:
+    kept = Infobatch().keep(rows_of(last_loss=np.arange(1000) % 7), Moment(40, 3, 2**63 + 5))
+    assert kept is not None
+    assert hashlib.blake2b(np.packbits(kept.mask).tobytes(), digest_size=8).hexdigest() == "257e6c0802b72e6a"
 
 
 def test_the_ratio_that_is_kept_is_clamped(golden: Callable[[str], Any]) -> None:
