@@ -37,6 +37,12 @@ def test_a_reward_spreads_to_the_clusters_within_the_threshold(report_of: Report
     assert state["pulls"] == [1, 1, 2, 1]
 
 
+def test_a_cluster_is_nearest_to_itself_whatever_stands_on_the_diagonal(report_of: Reports) -> None:
+    rule, sizes = ClusterUcb(distances=((9.0, 9.0), (9.0, 9.0)), offset=0.0), np.array([9, 9])
+    state = rule.update(rule.start(sizes), report_of(sizes, influence=[0.5, float("nan")]))
+    assert (state["rewards"], state["pulls"]) == ([0.5, 0.0], [1.0, 0.0])
+
+
 def test_the_clusters_with_the_greatest_scores_have_all_the_mass(report_of: Reports) -> None:
     rule, sizes = ClusterUcb(per_round=2, alpha=0.0), np.array([9, 9, 9, 0])
     state = rule.update(rule.start(sizes), report_of(sizes, influence=[0.1, 0.5, 0.3, 9.0]))

@@ -46,6 +46,13 @@ def test_the_choice_is_the_best_of_all_that_meet_the_bounds(score: str, least: l
     assert sum(map(worth, got)) == best
 
 
+def test_sntv_takes_who_is_first_somewhere_and_borda_who_stands_well_everywhere() -> None:
+    columns = {"a": np.array([1.0, 2, 3, 4]), "b": np.array([4.0, 2, 3, 1])}
+    groups = np.zeros(4, np.int64)
+    assert kept(rule(k=2, score="sntv"), groups, columns) == [0, 3]
+    assert kept(rule(k=1, score="borda"), groups, columns) == [1]
+
+
 def test_rankings_that_favour_one_group_leave_the_others_out_unless_bounds_say_otherwise() -> None:
     assert kept(rule()) == [0, 1, 2, 3]
     assert kept(rule(least=[0, 1, 1])) == [0, 1, 6, 8]
