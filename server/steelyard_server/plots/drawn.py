@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _EPOCHS = 4
+_MOST_EPOCHS = 24
 
 
 def panels(config: Mapping[str, Any], losses: Float32s, axes: list[Axes]) -> str:
@@ -30,18 +31,21 @@ def panels(config: Mapping[str, Any], losses: Float32s, axes: list[Axes]) -> str
     run = _run(config, losses, batch_size)
     signals = _signals(run)
     batches = []
-    for _ in range(-(-_EPOCHS * len(losses) // batch_size)):
+    # A method that chooses once after some epochs is looked at behind them.
+    epochs = min(_EPOCHS + (getattr(run.policy.draw, "after_epochs", 0) or 0), _MOST_EPOCHS)
+    for _ in range(-(-epochs * len(losses) // batch_size)):
         drawn = run.draw()
         run.apply(drawn)
         told = {name: signal(name, drawn.ids, losses, drawn.step) for name in signals}
         run.apply(e.LossesReported(drawn.step, 0, told))
         batches.append(drawn)
-    _probabilities(batches, losses, axes[0])
-    _counts(batches, losses, axes[1])
+    last = batches[-(-(epochs - _EPOCHS) * len(losses) // batch_size) :]
+    _probabilities(last, losses, axes[0])
+    _counts(last, losses, axes[1])
     _order(batches, losses, axes[2])
     made_up = ", ".join(name for name in (*signals, *run.policy.static) if name != "loss")
     return (
-        f"{len(losses)} examples with these losses, all observed at first; {_EPOCHS} epochs' worth of batches of "
+        f"{len(losses)} examples with these losses, all observed at first; {epochs} epochs' worth of batches of "
         f"{batch_size}, each reported{f'; made up from the losses: {made_up}' if made_up else ''}"
     )
 
@@ -71,7 +75,7 @@ def _signals(run: RunState) -> list[str]:
 
 
 def _probabilities(batches: list[e.BatchDrawn], losses: Float32s, axes: Axes) -> None:
-    """Of the first epoch's worth: what each id was drawn with, times the number of examples."""
+    """Of one epoch's worth: what each id was drawn with, times the number of examples."""
     first = batches[: -(-len(batches) // _EPOCHS)]
     for drawn in first:
         chances = drawn.probability
@@ -79,7 +83,12 @@ def _probabilities(batches: list[e.BatchDrawn], losses: Float32s, axes: Axes) ->
             chances = np.full(len(drawn.ids), drawn.uniform_probability)
         axes.plot(losses[drawn.ids], chances * len(losses), "C0.", markersize=3, alpha=0.5)
     axes.axhline(1.0, color="0.7", linewidth=0.8)
-    axes.set(xlabel="loss", ylabel="probability · N", title="chance of what was drawn, first epoch")
+    axes.set(
+        xlabel="loss",
+        ylabel="probability · N",
+        title=f"chance of what was drawn, {_EPOCHS} epochs from the end",
+    )
+    axes.set_ylim(bottom=0)
     _log(axes, losses)
 
 
@@ -88,7 +97,8 @@ def _counts(batches: list[e.BatchDrawn], losses: Float32s, axes: Axes) -> None:
     never = counts == 0
     axes.plot(losses[~never], counts[~never], "C0.", markersize=3, alpha=0.5, label="drawn")
     axes.plot(losses[never], counts[never], "C3.", markersize=3, alpha=0.5, label=f"never: {never.sum()}")
-    axes.set(xlabel="loss", ylabel="times", title=f"drawn in {_EPOCHS} epochs' worth")
+    axes.set(xlabel="loss", ylabel="times", title=f"drawn in the last {_EPOCHS} epochs' worth")
+    axes.set_ylim(bottom=-0.2)
     axes.legend(fontsize=7)
     _log(axes, losses)
 
