@@ -101,6 +101,21 @@ def test_a_real_server_serves_by_a_draw_that_is_installed_beside_it(install: Ins
     assert sorted(seen) == list(range(10))
 
 
+@pytest.mark.parametrize("where", ["client", "server"])
+def test_a_trainer_weighs_by_an_installed_rule_here_and_on_the_server(
+    install: Install, tmp_path: Any, where: str
+) -> None:
+    install("halves_package", RULE.replace('"nothing"', '"losses"'), {"halves": "halves_package:Halves"})
+    with steelyard.testing.server(tmp_path / "data") as client:
+        client.create_dataset("d", size=10)
+        rule = {"method": "halves", "share": 0.75, "where": where}
+        run = client.create_run("r", dataset="d", batch_size=5, weigh=rule)
+        with run.join() as session:
+            weights = session.report(session.next(), np.ones(5, np.float32))
+    assert weights is not None
+    assert np.asarray(weights).tolist() == [0.75] * 5
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [

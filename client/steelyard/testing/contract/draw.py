@@ -25,9 +25,7 @@ def the_order_in_a_report_does_not_matter(subject: Subject) -> None:
 
 
 def equal_losses_give_equal_probabilities(subject: Subject) -> None:
-    """Of a method whose law is one of the values alone: those that go by an order break ties somehow."""
-    if getattr(subject.method, "breaks_ties", False):
-        return
+    """Also of a method that goes by ranks: equal values share theirs."""
     life = Life(subject)
     life.set_columns(values={name: np.full(SIZE, subject.column(name, 1)) for name in life.static})
     ids = np.arange(SIZE)
