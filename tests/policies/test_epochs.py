@@ -241,6 +241,21 @@ def test_retired_ids_never_come_and_where_nothing_kept_is_left_a_new_choice_is_m
     assert sorted(ids[:2]) == [1, 7]
 
 
+def test_what_is_owed_and_retired_meanwhile_is_no_longer_counted_on() -> None:
+    # As in a mix: a batch that was prepared is not drawn from this part, and what it owed is retired before the next.
+    draw = Thirds()
+    examples = examples_of(draw, 30)
+    drawer = draw.drawer(examples, seed=7, batch_size=8)
+    take(drawer, 0)
+    drawer.prepare(1)
+    owed = [row[0] for row in drawer.get_state()["rest"]]
+    assert len(owed) == 2
+    second = np.arange(1, 30, 3)
+    retire(drawer, examples, [*owed, *second.tolist()])
+    drawer.prepare(2)
+    assert set(drawer.draw(2, 30).ids.tolist()) == set(range(2, 30, 3))
+
+
 def test_where_nothing_is_kept_all_are() -> None:
     draw = FirstHalf()
     examples = examples_of(draw, 1)

@@ -24,6 +24,8 @@ from steelyard_server.policies.draw.contract import Draw, Drawer, Drawn, Example
 from steelyard_server.policies.draw.rows import Moment, Rows, contains
 
 Float64s = npt.NDArray[np.float64]
+_Rows = tuple[tuple[int, float, float], ...]
+"""Some ids, each with its probability and its weight."""
 
 
 class EpochDraw(Draw):
@@ -70,7 +72,7 @@ class Place(BaseModel):
     turn: int
     cursor: int
     step: int
-    rest: tuple[tuple[int, float, float], ...] = ()
+    rest: _Rows = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,12 +83,12 @@ class _Part:
     probability: Float64s
     weight: Float32s | None
 
-    def rows(self) -> tuple[tuple[int, float, float], ...]:
+    def rows(self) -> _Rows:
         weight = np.ones(len(self.ids), np.float32) if self.weight is None else self.weight
         return tuple(zip(self.ids.tolist(), self.probability.tolist(), weight.tolist(), strict=True))
 
     @classmethod
-    def of(cls, rows: tuple[tuple[int, float, float], ...], *, weighed: bool) -> _Part:
+    def of(cls, rows: _Rows, *, weighed: bool) -> _Part:
         return cls(
             np.array([row[0] for row in rows], np.int64),
             np.array([row[1] for row in rows], np.float64),
@@ -129,13 +131,15 @@ class EpochDrawer(Drawer):
             return
         if place is None:
             self._begin(Place(choice=0, turn=0, cursor=0, step=step))
-        elif len(place.rest) + self._epoch_of().length - place.cursor - self._gone < self._batch_size:
-            rest = self._owed(place)
-            if len(rest.ids) < self._batch_size:
-                owed = rest.rows()
-                self._begin(
-                    Place(choice=place.choice + 1, turn=place.turn + 1, cursor=0, step=step, rest=owed)
-                )
+            return
+        alive = self._epoch_of().length - self._gone
+        rest = len(self._of_rest(place).ids) if place.rest else 0
+        if alive and rest + alive - place.cursor >= self._batch_size:
+            return
+        owed = self._owed(place)
+        # One of which nothing is alive cannot fill what the rest does not.
+        if not alive or len(owed) < self._batch_size:
+            self._begin(Place(choice=place.choice + 1, turn=place.turn + 1, cursor=0, step=step, rest=owed))
 
     def draw(self, step: int, count: int | None = None) -> Drawn:
         if self._place is None or self._live == 0:
@@ -228,25 +232,14 @@ class EpochDrawer(Drawer):
             missing -= len(ids)
         return parts, place
 
-    def _owed(self, place: Place) -> _Part:
-        """All that is left before the epoch's end, which is fewer than a batch or nearly so."""
-        owed = self._of_rest(place)
-        missing = self._batch_size - len(owed.ids)
-        ids = [owed.ids]
-        live = self._epoch_of().length - self._gone
-        while live and missing > 0 and place.cursor < self._epoch_of().length:
-            more, place = self._take(place, missing)
-            ids.append(more)
-            missing -= len(more)
-        new = self._part(np.concatenate(ids[1:])) if len(ids) > 1 else None
-        if new is None:
-            return owed
-        weight = None
-        if new.weight is not None and owed.weight is not None:
-            weight = np.concatenate([owed.weight, new.weight])
-        return _Part(
-            np.concatenate([owed.ids, new.ids]), np.concatenate([owed.probability, new.probability]), weight
-        )
+    def _owed(self, place: Place) -> _Rows:
+        """What is left before the epoch's end; a batch at most."""
+        owed = self._of_rest(place).rows()
+        epoch = self._epoch_of()
+        while epoch.length > self._gone and len(owed) < self._batch_size and place.cursor < epoch.length:
+            ids, place = self._take(place, self._batch_size - len(owed))
+            owed += self._part(ids).rows()
+        return owed
 
     def _of_rest(self, place: Place, count: int | None = None) -> _Part:
         retired = self._examples.retired
