@@ -48,6 +48,21 @@ class Mine(Shuffle):
     method: Literal["mine"] = "mine"
 """
 
+MIX = """
+from typing import ClassVar, Literal
+import numpy as np
+from steelyard_server.methods import Mix, Source
+
+class Last(Mix):
+    "Draws from the last group alone."
+    source: ClassVar[Source] = Source("nobody", "nowhere")
+    never_reported: ClassVar[str] = "As all of their group."
+    method: Literal["last"] = "last"
+
+    def masses(self, state, sizes, step):
+        return (np.arange(len(sizes)) == np.flatnonzero(sizes)[-1]).astype(np.float64)
+"""
+
 
 def test_a_rule_is_found_where_it_is_asked_for(install: Install) -> None:
     install("halves_package", RULE, {"halves": "halves_package:Halves"})
@@ -99,6 +114,19 @@ def test_a_real_server_serves_by_a_draw_that_is_installed_beside_it(install: Ins
         with run.join() as session:
             seen = np.concatenate([session.next().ids, session.next().ids])
     assert sorted(seen) == list(range(10))
+
+
+def test_a_real_server_mixes_by_a_method_that_is_installed_beside_it(
+    install: Install, tmp_path: Any, method_contract: Callable[..., None]
+) -> None:
+    install("last_package", MIX, {"last": "last_package:Last"})
+    with steelyard.testing.server(tmp_path / "data") as client:
+        client.create_dataset("d", size=12)
+        client.set_column("d", "group", np.repeat([0.0, 1.0, 2.0], 4))
+        run = client.create_run("r", dataset="d", batch_size=4, mix={"method": "last"})
+        with run.join() as session:
+            assert sorted(session.next().ids) == [8, 9, 10, 11]
+    method_contract({"method": "last"})
 
 
 @pytest.mark.parametrize("where", ["client", "server"])
