@@ -109,7 +109,8 @@ class MixDrawer(Drawer):
         for number in np.flatnonzero(counts).tolist():
             group = self._groups[number]
             part = group.drawer.draw(step, int(counts[number]))
-            copies.append(_copies(group.drawer, part, int(least[number]), chance[number], expected[number]))
+            odds = int(least[number]), float(chance[number]), float(expected[number])
+            copies.append(_copies(group.drawer, part, *odds))
             parts.append(_of_whole(part, group.members))
             if part.draw_state:
                 states[str(number)] = dict(part.draw_state)
@@ -363,17 +364,20 @@ def group_seed(seed: int, group: int, generation: int) -> int:
 
 
 def _copies(drawer: Drawer, part: Drawn, least: int, chance: float, expected: float) -> Float64s:
-    """The expected copies of what a group drew, over the counts that it may have, float64[m]."""
-    fewer = drawer.copies(part.ids, least)
-    if fewer is None:
-        if part.probability is None:
-            return np.full(len(part.ids), expected * part.uniform_probability)
-        return expected * part.probability
+    """The expected copies of what a group drew, float64[m], where it has `least` places or, by `chance`, one more:
+    `expected` on average."""
+    count = len(part.ids)
+    probability = part.probability
+    if probability is None:
+        probability = np.full(count, part.uniform_probability)
+    # What it drew tells those of the count that it had.
     if not chance:
-        return fewer
-    more = drawer.copies(part.ids, least + 1)
-    assert more is not None
-    return (1.0 - chance) * fewer + chance * more
+        return count * probability
+    other = drawer.copies(part.ids, least if count > least else least + 1)
+    if other is None:
+        return expected * probability
+    had = chance if count > least else 1.0 - chance
+    return had * (count * probability) + (1.0 - had) * other
 
 
 def _of_whole(part: Drawn, members: Members) -> Drawn:

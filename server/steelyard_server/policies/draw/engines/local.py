@@ -276,7 +276,8 @@ class ScoredDrawer(Drawer):
             yield start, self._scores[start : start + CHUNK]
 
 
-@lru_cache(maxsize=256)
+# Under a mix each group has a scale of its own.
+@lru_cache(maxsize=1 << 14)
 def _mass_of(log2_weight: float, scale: int) -> int:
     """The leaf of one weight."""
     return int(quantise(np.array([log2_weight]), scale)[0])
