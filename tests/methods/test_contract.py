@@ -63,14 +63,22 @@ def test_so_do_other_configurations(config: Mapping[str, Any], method_contract: 
     method_contract(config)
 
 
+SOON = {"every": 2, "refresh_steps": 2, "after_epochs": 1}
+
+
+def sooner(method: type[Any]) -> dict[str, int]:
+    """What has a method that looks at its reports seldom, or late, look at them within an epoch of the contract."""
+    return {name: value for name, value in SOON.items() if name in getattr(method, "model_fields", {})}
+
+
 OFTEN = [
-    pytest.param({"method": name, **method.example, field: 2}, family.family, id=f"{family.family}-{name}")
+    pytest.param(
+        {"method": name, **method.example, **sooner(method)}, family.family, id=f"{family.family}-{name}"
+    )
     for family in FAMILIES
     for name, method in sorted(family.items())
-    for field in ("every", "refresh_steps")
-    if field in getattr(method, "model_fields", {})
+    if sooner(method)
 ]
-"""Those that look at their reports once in many steps, told to do so at every other one."""
 
 
 @pytest.mark.parametrize(("config", "family"), OFTEN)

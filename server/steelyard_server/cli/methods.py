@@ -106,7 +106,7 @@ def _lines(entry: Entry, *, whole: bool) -> Iterator[str]:
                 f"{parameter.name} = {shown(parameter)} ({parameter.type}): {parameter.doc}", hang="      "
             )
     elif entry.parameters:
-        yield from _wrapped(" · ".join(f"{one.name} = {shown(one)}" for one in entry.parameters))
+        yield from _wrapped(" · ".join(f"{one.name}={shown(one)}" for one in entry.parameters))
     yield ""
 
 
