@@ -35,11 +35,9 @@ _TOTAL_BITS = 62.5
 MAX_FLOOR = 0.9999
 
 
-class MassDraw(Draw):
-    """A draw from the tree: what all of them may say."""
+class SampledDraw(Draw):
+    """A draw from the tree."""
 
-    floor: Annotated[float, Field(ge=0, le=MAX_FLOOR)] = 0.0
-    """The share of the law that is uniform over the drawable ids."""
     sampling: Sampling = Sampling.DISTINCT
     """independent: with replacement; stratified: with replacement, one from each of batch_size equal parts of the law;
     distinct: no id twice."""
@@ -50,13 +48,20 @@ class MassDraw(Draw):
         return super().too_small(drawable, batch_size)
 
 
+class MassDraw(SampledDraw):
+    """A draw from the tree that may be mixed with the uniform one."""
+
+    floor: Annotated[float, Field(ge=0, le=MAX_FLOOR)] = 0.0
+    """The share of the law that is uniform over the drawable ids."""
+
+
 @dataclass(frozen=True, slots=True)
 class ByColumn:
     """The law of a draw by one column.
 
     `curve` says how a number becomes a weight, in the terms of the kernels (core.kernels.scores). A row without a
     number weighs as `unseen` says: the greatest weight that any row has had, the mean one of those that have one now,
-    nothing ("none"), or the weight of that number. A row whose number is exactly `excluded` is not drawn.
+    nothing ("none"), or the weight of that number. `greatest` is log2 of the greatest weight before any row had one.
     """
 
     column: str
@@ -64,7 +69,7 @@ class ByColumn:
     unseen: Literal["max", "mean", "none"] | float = "max"
     floor: float = 0.0
     sampling: Sampling = Sampling.DISTINCT
-    excluded: float | None = None
+    greatest: float | None = None
 
 
 class _Scale(BaseModel):
@@ -98,6 +103,7 @@ class ScoredDrawer(Drawer):
         if isinstance(by.unseen, float):
             self._unseen_score = float(log2_weights(np.array([by.unseen]), *by.curve)[0])
         if state is None:
+            self._raise_greatest(by.greatest)
             greatest = self._greatest_now()
             self._raise_greatest(greatest)
             self._fit(self._needed(greatest, unseen=self._any_unseen()))
@@ -190,11 +196,6 @@ class ScoredDrawer(Drawer):
     # ---- the leaves ----
 
     @property
-    def _excludes(self) -> bool:
-        """Whether rows with the number that excludes have no mass now."""
-        return self._by.excluded is not None
-
-    @property
     def _scores(self) -> Float32s:
         return self._examples.columns[self._by.column]
 
@@ -206,8 +207,6 @@ class ScoredDrawer(Drawer):
         """Writes the leaves of the ids from `start` on."""
         stop = start + len(leaves)
         kernels.active.leaves_of(self._scores[start:stop], *self._curve, self._scale.scale, leaves)
-        if self._excludes:
-            leaves[self._scores[start:stop] == self._by.excluded] = 0
         leaves[_between(self._examples.retired, start, stop) - start] = 0
 
     # ---- the scale ----

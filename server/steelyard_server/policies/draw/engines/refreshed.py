@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from steelyard_server.core.sampling import Sampling
 from steelyard_server.policies.draw.contract import Drawer, Examples, Float32s, Ids
-from steelyard_server.policies.draw.engines.local import COARSE_MEAN, ByColumn, MassDraw, ScoredDrawer
+from steelyard_server.policies.draw.engines.local import COARSE_MEAN, ByColumn, MassDraw
+from steelyard_server.policies.draw.engines.sparse import SparseDrawer
 from steelyard_server.policies.draw.rows import Float64s, Moment, Rows
 
 WEIGHT = "own:weight"
@@ -59,17 +59,15 @@ class RefreshedDraw(MassDraw):
 
 
 class _Refresh(BaseModel):
-    """`count` times the weights were computed, next for the draw of step `due`. `spread`: rows of weight 0 have the
-    least mass instead of none."""
+    """`count` times the weights were computed, next for the draw of step `due`."""
 
     model_config = ConfigDict(extra="forbid")
 
     count: int = 0
     due: int = 0
-    spread: bool = False
 
 
-class RefreshedDrawer(ScoredDrawer):
+class RefreshedDrawer(SparseDrawer):
     """A draw costs as much as by scores, a computation of the weights what the method takes and O(size)."""
 
     def __init__(
@@ -82,8 +80,8 @@ class RefreshedDrawer(ScoredDrawer):
     ) -> None:
         self._draw = draw
         self._refresh = _Refresh() if state is None else _Refresh.model_validate(state["refresh"])
-        by = ByColumn(WEIGHT, floor=draw.floor, sampling=draw.sampling, excluded=0.0)
-        super().__init__(by, examples, seed, batch_size, None if state is None else state["scale"])
+        by = ByColumn(WEIGHT, floor=draw.floor, sampling=draw.sampling)
+        super().__init__(by, 0.0, examples, seed, batch_size, state)
 
     def prepare(self, step: int) -> None:
         if step >= self._refresh.due:
@@ -100,21 +98,15 @@ class RefreshedDrawer(ScoredDrawer):
         self._refresh = _Refresh(
             count=self._refresh.count + 1,
             due=step + (self._draw.refresh_steps or -(-live // self._batch_size) or 1),
-            spread=self._draw.floor > 0 or int(np.count_nonzero(column)) < self._least_rows,
         )
+        self._spread = self._draw.floor > 0 or int(np.count_nonzero(column)) < self._least_rows
         self._rebuild()
 
     def changed(self, ids: Ids) -> None:
         """The weights do not change before they are computed again."""
 
-    def retired(self, ids: Ids) -> None:
-        super().retired(ids)
-        if not self._refresh.spread and self._tree.live < self._least_rows:
-            self._refresh.spread = True
-            self._tree.refill(self._fill)
-
     def get_state(self) -> Mapping[str, Any]:
-        return {"scale": super().get_state(), "refresh": self._refresh.model_dump(mode="json")}
+        return {**super().get_state(), "refresh": self._refresh.model_dump(mode="json")}
 
     @property
     def never_reported(self) -> int | None:
@@ -124,21 +116,12 @@ class RefreshedDrawer(ScoredDrawer):
         unknown = np.isnan(self._examples.columns[derived[0].name])
         return int(np.count_nonzero(unknown)) - int(np.count_nonzero(unknown[self._examples.retired]))
 
-    @property
-    def _least_rows(self) -> int:
-        """How many rows must have a mass, that a batch can be drawn."""
-        return self._batch_size if self._draw.sampling is Sampling.DISTINCT else 1
-
     def _rebuild(self) -> None:
         # The greatest weight is 1 now, and what was greater before is forgotten: rows to come weigh as much as it.
         self._scale.greatest = 0.0
         self._scale.coarse_mean = COARSE_MEAN
         self._fit(0.0)
         self._tree.refill(self._fill)
-
-    @property
-    def _excludes(self) -> bool:
-        return not self._refresh.spread
 
 
 def _read_only(columns: Mapping[str, Float32s]) -> Mapping[str, Float32s]:
