@@ -13,6 +13,7 @@ from steelyard_server.core.events import (
     BatchDrawn,
     ColumnSet,
     DatasetGrown,
+    Float32s,
     LossesReported,
     RunCreated,
     SignalsObserved,
@@ -124,3 +125,96 @@ class Logistic:
 @pytest.fixture
 def logistic() -> type[Logistic]:
     return Logistic
+
+
+# ---- draws whose law is looked at ----
+
+Begin = Callable[..., RunState]
+Law = Callable[..., Any]
+Train = Callable[..., list[list[int]]]
+
+_PLACES = 50_000
+
+
+@pytest.fixture
+def begin() -> Begin:
+    """begin(config, size, ...): a run that draws by `config`. Uploaded columns and observed signals by name."""
+
+    def begin(
+        config: Mapping[str, Any],
+        size: int,
+        *,
+        batch_size: int = 8,
+        seed: int = 1,
+        staleness: int | str = 0,
+        columns: Mapping[str, Any] | None = None,
+        signals: Mapping[str, Any] | None = None,
+    ) -> RunState:
+        spec = parse_spec(
+            {
+                "name": "r",
+                "dataset": "d",
+                "batch_size": batch_size,
+                "seed": seed,
+                "staleness": staleness,
+                "draw": dict(config),
+                "weigh": {"method": "uniform"},
+            }
+        )
+        run = RunState(RunCreated(spec.model_dump(mode="json"), size))
+        for name, values in (columns or {}).items():
+            run.apply(ColumnSet(name, np.arange(size), np.array(values, np.float32)))
+        if signals:
+            observe(run, np.arange(size), signals)
+        return run
+
+    return begin
+
+
+def observe(run: RunState, ids: Any, signals: Mapping[str, Any]) -> None:
+    """Signals of ids outside a batch, folded at once."""
+    values: dict[str, Float32s] = {name: np.array(each, np.float32) for name, each in signals.items()}
+    run.apply(SignalsObserved(None, np.array(ids), values))
+
+
+@pytest.fixture(name="observe")
+def _observe() -> Callable[..., None]:
+    return observe
+
+
+@pytest.fixture
+def law() -> Law:
+    """law(run): the probability of each id in the next draw, which must be one with replacement."""
+
+    def law(run: RunState) -> Any:
+        # Folds what the draw may know, and leaves no other trace.
+        run.draw()
+        drawn = run.drawer.draw(run.next_step, _PLACES)
+        probabilities = np.zeros(run.examples.size)
+        if drawn.probability is None:
+            probabilities[drawn.ids] = drawn.uniform_probability
+        else:
+            probabilities[drawn.ids] = drawn.probability
+        return probabilities
+
+    return law
+
+
+@pytest.fixture
+def train() -> Train:
+    """train(run, steps, loss_of): draws batches and reports them; loss_of(ids, step) gives the signal. The batches."""
+
+    def train(
+        run: RunState, steps: int, loss_of: Callable[[Any, int], Any], *, signal: str = "loss"
+    ) -> list[list[int]]:
+        batches = []
+        for _ in range(steps):
+            drawn: BatchDrawn = run.draw()
+            run.apply(drawn)
+            values = np.array(loss_of(drawn.ids, drawn.step), np.float32)
+            reported = {"loss": np.ones(len(values), np.float32), signal: values}
+            run.apply(LossesReported(drawn.step, 0, reported))
+            batches.append(drawn.ids.tolist())
+        return batches
+
+    return train

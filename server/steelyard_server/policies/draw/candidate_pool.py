@@ -184,12 +184,13 @@ class _PoolDrawer(Drawer):
 
     def _pool(self, step: int, count: int) -> _Pool:
         """Where the stream meets the end of an epoch an id may come twice, which makes one candidate."""
-        take = self._draw.pool * count
+        drawable = self.drawable
+        take = min(self._draw.pool * count, drawable)
         while True:
             stream = self._shuffle.draw(step, take)
             ids = np.unique(stream.ids)
-            if len(ids) >= min(count, self.drawable):
+            if len(ids) >= min(count, drawable):
                 break
-            take += count
+            take += min(count, drawable)
         weights = self._draw.log2_weights(self._losses[ids].astype(np.float64))
         return _Pool(ids, MassTree(exact.quantise(weights, _BITS)), stream.draw_state)

@@ -12,8 +12,8 @@ paper.
 Traps, and what differs: a replay buffer stores the maximum in a new item once, here an example that was never
 reported weighs as much as the greatest priority ever seen until it is reported (1 before any is). A priority of 0 keeps
 the least mass there is, some 2^-28 of the greatest, which `floor` exceeds by far. Priorities are the losses as they
-were reported: a signed error is to be reported as its absolute value, since a negative one counts as 0. The form by rank
-sorts every `refresh_steps` steps, and equal losses share the weights of their ranks.
+were reported: a signed error is to be reported as its absolute value, since a negative one counts as 0. The form by
+rank sorts every `refresh_steps` steps, and equal losses share the weights of their ranks.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Per(RefreshedDraw):
     """Prioritised experience replay, proportional or by rank."""
 
     source: ClassVar[Source] = Source(
-        "Prioritized Experience Replay (Schaul et al., 2016)", "eq. 1; dqn_zoo replay.py, prioritised"
+        "Prioritized Experience Replay (Schaul et al., 2016)", "dqn_zoo replay.py; the form by rank as remembered from the paper"
     )
     never_reported: ClassVar[str] = (
         "The greatest priority that any example ever had, 1 at first; by rank, the first ranks."
