@@ -50,6 +50,8 @@ def test_what_is_not_said_takes_its_default() -> None:
         "sampling": "distinct",
         "unseen": "max",
         "ema_decay": 0.9,
+        "keep": 0.5,
+        "refresh_steps": None,
     }
     assert policy.where == "auto"
     assert policy.draw.reads_reports
@@ -62,7 +64,7 @@ def test_what_is_not_said_takes_its_default() -> None:
     [
         (
             {"method": "shufle"},
-            "shuffle; got 'shufle' (did you mean 'shuffle'?)",
+            "; got 'shufle' (did you mean 'shuffle'?)",
         ),
         ({}, "; got None"),
         ({**SCORED, "alfa": 1}, "no field 'alfa' (did you mean 'alpha'?); its fields are alpha, "),

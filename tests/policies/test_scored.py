@@ -42,7 +42,9 @@ def drawer_of(
     draw: Scored, examples: Examples, batch_size: int = 4, seed: int = 1, state: Any = None
 ) -> ScoredDrawer:
     stored = None if state is None else json.loads(json.dumps(state))
-    return draw.drawer(examples, seed=seed, batch_size=batch_size, state=stored)
+    drawer = draw.drawer(examples, seed=seed, batch_size=batch_size, state=stored)
+    assert isinstance(drawer, ScoredDrawer)
+    return drawer
 
 
 def law_of(drawer: ScoredDrawer, size: int) -> list[float]:

@@ -42,7 +42,8 @@ class Per(RefreshedDraw):
     """Prioritised experience replay, proportional or by rank."""
 
     source: ClassVar[Source] = Source(
-        "Prioritized Experience Replay (Schaul et al., 2016)", "dqn_zoo replay.py; the form by rank as remembered from the paper"
+        "Prioritized Experience Replay (Schaul et al., 2016)",
+        "dqn_zoo replay.py; the form by rank as remembered from the paper",
     )
     never_reported: ClassVar[str] = (
         "The greatest priority that any example ever had, 1 at first; by rank, the first ranks."
