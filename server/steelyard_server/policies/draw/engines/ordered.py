@@ -115,6 +115,8 @@ class WindowDrawer(OrderedDrawer):
     """
 
     _LOTS_PER_STEP = 1 << 20
+    _alive: Ids | None = None
+    """Those of the order that are not retired, once a batch was drawn from them."""
 
     def prepare(self, step: int) -> None:
         place = self._place
@@ -132,10 +134,7 @@ class WindowDrawer(OrderedDrawer):
         place, missing = self._place, self._batch_size if count is None else count
         if place is None or not self._order_size:
             raise ValueError("no example may be drawn: all are retired, or nothing was prepared")
-        epoch = self._epoch_of()
-        order = epoch.at(place.turn, 0, epoch.length)
-        if self._gone:
-            order = order[~contains(self._examples.retired, order)]
+        order = self._order(place)
         window = self._window(step)
         places = [
             permute(
@@ -148,6 +147,22 @@ class WindowDrawer(OrderedDrawer):
         ]
         state = place.model_copy(update={"cursor": place.cursor + 1}).model_dump(mode="json")
         return Drawn(order[np.concatenate(places)], None, 1.0 / window, state)
+
+    def retired(self, ids: Ids) -> None:
+        self._alive = None
+        super().retired(ids)
+
+    def _take_epoch(self) -> None:
+        self._alive = None
+        super()._take_epoch()
+
+    def _order(self, place: Place) -> Ids:
+        """O(size) after a retirement and at the start of an epoch."""
+        if self._alive is None:
+            epoch = self._epoch_of()
+            order = epoch.at(place.turn, 0, epoch.length)
+            self._alive = order[~contains(self._examples.retired, order)] if self._gone else order
+        return self._alive
 
     @property
     def drawable(self) -> int:
