@@ -14,6 +14,7 @@ from steelyard.arguments import float_array, id_array, pack_ids, seconds, whole
 from steelyard.channel import check_address
 from steelyard.errors import InvalidArgument
 from steelyard.info import DatasetInfo, RunInfo, Staleness, dataset_info, run_info
+from steelyard.missing import warn_of_all
 from steelyard.run import Run
 from steelyard.structs import to_struct
 from steelyard.transport import Transport
@@ -23,7 +24,6 @@ from steelyard.v1 import datasets_pb2, runs_pb2
 _CHUNK = 1 << 19
 
 _SHUFFLE: Mapping[str, Any] = {"method": "shuffle"}
-_UNIFORM: Mapping[str, Any] = {"method": "uniform"}
 _NO_MIX: Mapping[str, Any] = {"method": "none"}
 
 
@@ -192,14 +192,15 @@ class Client:
         staleness: Staleness = 16,
         draw: Mapping[str, Any] = _SHUFFLE,
         mix: Mapping[str, Any] = _NO_MIX,
-        weigh: Mapping[str, Any] = _UNIFORM,
+        weigh: Mapping[str, Any] | None = None,
         on_nonfinite: Literal["skip", "reject"] = "skip",
         report_timeout: float = 600.0,
         history_size: int = 8,
         retain_steps: int = 100_000,
         exist_ok: bool = False,
     ) -> Run:
-        """Creates a run of `dataset`: global batches of `batch_size` ids, drawn and weighed by these policies.
+        """Creates a run of `dataset`: global batches of `batch_size` ids, drawn and weighed by these policies; by
+        default all examples weigh alike, or what the draw gives them where it gives weights.
 
         `mix`: how much of a batch each group of examples gives, the group being a number in a column of the dataset;
         then `draw` draws within each group.
@@ -223,7 +224,9 @@ class Client:
             batch_size=whole("batch_size", batch_size, at_least=1, below=2**32),
             seed=whole("seed", seed),
             policy=runs_pb2.Policy(
-                draw=to_struct(draw, "draw"), mix=to_struct(mix, "mix"), weigh=to_struct(weigh, "weigh")
+                draw=to_struct(draw, "draw"),
+                mix=to_struct(mix, "mix"),
+                weigh=None if weigh is None else to_struct(weigh, "weigh"),
             ),
             staleness=_staleness(staleness),
             on_nonfinite=runs_pb2.ON_NONFINITE_REJECT if reject else runs_pb2.ON_NONFINITE_SKIP,
@@ -232,7 +235,8 @@ class Client:
             retain_steps=whole("retain_steps", retain_steps, at_least=1),
         )
         request = runs_pb2.CreateRunRequest(spec=spec, exist_ok=exist_ok)
-        self._transport.call(self._transport.runs.CreateRun, request, f"creating run {name!r}")
+        answer = self._transport.call(self._transport.runs.CreateRun, request, f"creating run {name!r}")
+        warn_of_all(name, answer.run.missing_inputs)
         return Run(self, name)
 
     def run(self, name: str) -> Run:

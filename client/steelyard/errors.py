@@ -84,6 +84,12 @@ class ReportRefused(SteelyardError):
     """The run refused a report and is as it was; the same report would be refused again. `code` says why."""
 
 
+class MissingSignalWarning(UserWarning):
+    """A run's policy reads a signal that its reports do not have; the message says which method does, and how to report
+    it. No error, and not in the tree: the run goes on, by what the method does with examples that were never
+    reported."""
+
+
 class Aborted(SteelyardError):
     """A newer attempt has begun or the run was rewound: this trainer must stop."""
 

@@ -102,6 +102,8 @@ class Stats:
     """Examples that are in no group of the mix, or not chosen from it, so that they are not drawn; 0 without a mix."""
     group_shares: tuple[float, ...]
     """The share of each group in the newest batch, by the ids of the groups; empty without a mix."""
+    missing_inputs: tuple[str, ...]
+    """Which method reads which signal or column that no report, observation or upload has had a value of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,7 @@ def stats(message: runs_pb2.GetStatsResponse, staleness: Staleness) -> Stats:
     names = Stats.__dataclass_fields__.keys() - {"staleness"}
     values = {name: getattr(message, name) for name in names}
     values["group_shares"] = tuple(message.group_shares)
+    values["missing_inputs"] = tuple(one.text for one in message.missing_inputs)
     if message.never_reported < 0:
         values["never_reported"] = None
     return Stats(**values, staleness=staleness)

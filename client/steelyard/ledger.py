@@ -215,6 +215,10 @@ class Ledger:
         """Whether `step` was handed out, and this session neither reported all of it nor announced that it will."""
         return step in self._open and step not in self._announced
 
+    def oldest_unreported(self) -> int | None:
+        """The first step for which `unreported` holds."""
+        return min((step for step in self._open if step not in self._announced), default=None)
+
     def is_open(self, step: int) -> bool:
         """Whether `step` was handed out and part of it is not reported."""
         return step in self._open

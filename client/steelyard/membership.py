@@ -34,9 +34,10 @@ from steelyard.errors import (
 from steelyard.info import Staleness, staleness_of
 from steelyard.ledger import Answer, Ledger, Owed
 from steelyard.messages import Outgoing, unpack_batch
+from steelyard.missing import warn_of
 from steelyard.options import SessionOptions, default_prefetch
 from steelyard.structs import from_struct
-from steelyard.v1 import trainer_pb2
+from steelyard.v1 import runs_pb2, trainer_pb2
 from steelyard.weighing import Rules
 
 _LOG = logging.getLogger("steelyard")
@@ -69,6 +70,7 @@ class Membership:
         self.waited = 0.0
         self.last_wait = 0.0
         self._refusals: deque[ReportRefused] = deque()
+        self._missing: deque[runs_pb2.MissingInput] = deque()  # of which the caller is not warned yet
         self._connected = False
         self._trouble: tuple[float, SteelyardError] | None = (
             None  # since when the connection is down, and why
@@ -109,6 +111,7 @@ class Membership:
 
     def next_batch(self, limit: float) -> Batch:
         """The next batch. Session.next says what is raised."""
+        self.warn()
         with self._lock:
             began = time.monotonic()
             while True:
@@ -122,6 +125,14 @@ class Membership:
                 self._check_staleness()
                 if not self._wait(self._batches, began + limit):
                     raise DeadlineExceeded(self._why_no_batch(limit))
+
+    def warn(self) -> None:
+        """Warns the caller of what the server has said is missing."""
+        while self._missing:
+            with self._lock:
+                one = self._missing.popleft() if self._missing else None
+            if one is not None:
+                warn_of(self.options.run, one, stacklevel=4)
 
     def submit(self, owed: Owed, limit: float) -> None:
         """Sends a report, and keeps it until it is answered. Waits while too many are unacknowledged."""
@@ -151,11 +162,12 @@ class Membership:
         with self._lock:
             deadline = time.monotonic() + limit
             while not answer.done:
+                self._check_order(answer.step)
                 if not self._wait(self._answers, deadline):
                     raise DeadlineExceeded(
                         f"{self.options.name}: no weights of step {answer.step} within {limit:g} s. They need the "
-                        f"losses of all {self.options.world_size} ranks; this one has reported {answer.count} of them"
-                        f"{self._about_connection()}"
+                        f"losses of all {self.options.world_size} ranks{self._of_steps_before(answer.step)}; this one "
+                        f"has reported {answer.count} of them{self._about_connection()}"
                     )
         if answer.error is not None:
             raise copy.copy(answer.error)
@@ -221,6 +233,9 @@ class Membership:
             self._receive_refusal(response.refusal)
         elif kind == "weights":
             self._receive_weights(response.weights)
+        elif kind == "missing_input":
+            with self._lock:
+                self._missing.append(response.missing_input)
         # Anything else is of a newer server, which may not rely on its being understood.
 
     def broke(self, error: SteelyardError) -> None:
@@ -264,14 +279,15 @@ class Membership:
     def _receive_joined(self, joined: trainer_pb2.Joined) -> None:
         with self._lock:
             if self.joined is None:
-                self.rules = Rules(from_struct(joined.spec.policy.weigh), joined.start_step)
+                self.rules = Rules(from_struct(joined.spec.policy.weigh), joined.weighing, joined.start_step)
                 prefetch = self.options.prefetch or default_prefetch(staleness_of(joined.spec))
                 credit = self.ledger.begin(joined.start_step, prefetch, self._credit_joined)
                 self.joined = joined
             elif joined.start_step == self.ledger.expected_step:
                 assert self.rules is not None
                 # The policy may have changed while there was no connection; a batch that has another one says so.
-                self.rules.change(from_struct(joined.spec.policy.weigh), joined.start_step)
+                weigher = from_struct(joined.spec.policy.weigh)
+                self.rules.change(weigher, joined.weighing, joined.start_step)
                 credit = self.ledger.resume(self._credit_joined)
             else:
                 raise Internal(
@@ -292,7 +308,7 @@ class Membership:
         with self._lock:
             if message.HasField("policy") and message.policy.HasField("weigh"):
                 assert self.rules is not None
-                self.rules.change(from_struct(message.policy.weigh), batch.step)
+                self.rules.change(from_struct(message.policy.weigh), message.weighing, batch.step)
             self.ledger.receive(batch)
             self._batches.notify_all()
 
@@ -375,6 +391,26 @@ class Membership:
             f"{staleness} ahead of the one in training. Three ways out: {_ways_out(staleness)}. Where another process "
             "reports this slice, join with reports=False"
         )
+
+    def _check_order(self, step: int) -> None:
+        """Raises where the weights of a step wait for an earlier report that only the caller can make."""
+        assert self.rules is not None
+        weighing = self.rules.at(step)
+        if weighing.source != "in order" or not self.options.reports:
+            return
+        before = self.ledger.oldest_unreported()
+        if before is not None and before < step:
+            raise StalenessError(
+                f"{self.options.name}: the weights of step {step} wait for step {before}, which this rank was handed "
+                f"and has not reported: {weighing.method!r} weighs the steps in their order, so report them in it"
+            )
+
+    def _of_steps_before(self, step: int) -> str:
+        assert self.rules is not None
+        weighing = self.rules.at(step)
+        if weighing.source != "in order":
+            return ""
+        return f", of every step up to it ({weighing.method!r} weighs the steps in their order)"
 
     def _why_no_batch(self, limit: float) -> str:
         text = f"{self.options.name}: no batch of step {self.ledger.next_step} within {limit:g} s"

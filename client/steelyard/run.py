@@ -14,6 +14,7 @@ from steelyard.batch import Batch
 from steelyard.errors import Internal, InvalidArgument
 from steelyard.events import Event, read
 from steelyard.info import Retention, RunInfo, Stats, retention, run_info, stats
+from steelyard.missing import warn_of_all
 from steelyard.options import SessionOptions
 from steelyard.session import Session
 from steelyard.structs import to_struct
@@ -267,7 +268,9 @@ class Run:
             request.bookmark = step
         else:
             request.step = self.info().closed_steps if step is None else whole("step", step)
-        self._transport.call(self._transport.runs.Fork, request, self._purpose(f"forking {new_name!r} from"))
+        purpose = self._purpose(f"forking {new_name!r} from")
+        answer = self._transport.call(self._transport.runs.Fork, request, purpose)
+        warn_of_all(new_name, answer.run.missing_inputs)
         return Run(self._client, new_name)
 
     def change_policy(
@@ -279,7 +282,9 @@ class Run:
         """Replaces the policy, or a part of it, from the next draw on; steps drawn already keep theirs."""
         request = runs_pb2.ChangePolicyRequest(name=self._name, policy=_policy(draw, weigh, mix))
         purpose = self._purpose("changing the policy of")
-        return run_info(self._transport.call(self._transport.runs.ChangePolicy, request, purpose).run)
+        answer = self._transport.call(self._transport.runs.ChangePolicy, request, purpose)
+        warn_of_all(self._name, answer.run.missing_inputs)
+        return run_info(answer.run)
 
     # -- training --------------------------------------------------------------------------------------------------
 

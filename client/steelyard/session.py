@@ -26,7 +26,7 @@ from steelyard.options import SessionOptions
 from steelyard.stream import Stream
 from steelyard.v1 import trainer_pb2
 from steelyard.weigh import Context, Rule
-from steelyard.weighing import PendingWeights, Rules
+from steelyard.weighing import PendingWeights, Rules, Weighing
 
 _LOG = logging.getLogger("steelyard")
 
@@ -128,11 +128,16 @@ class Session:
 
     @property
     def rule(self) -> Rule:
-        """The weigh rule of the batch handed out last, of the first one before that."""
+        """The weigh rule of the batch handed out last, of the first one before that. InvalidArgument as rule_at."""
         return self.rule_at(max(self.step - 1, self.start_step))
 
     def rule_at(self, step: int) -> Rule:
-        """The weigh rule in force at a step that was received."""
+        """The weigh rule in force at a step that was received. InvalidArgument: one that is known to the server alone,
+        which makes its weights."""
+        return self._rules.rule(step)
+
+    def weighing_at(self, step: int) -> Weighing:
+        """Where the weights of a step that was received come from."""
         return self._rules.at(step)
 
     def where_at(self, step: int, *, gathered: bool = False) -> Literal["client", "server"]:
@@ -178,6 +183,7 @@ class Session:
 
         Waits for it, `timeout` seconds at most (the session's by default). StalenessError, at once: its draw needs the
         report of a batch that this session was handed and has not reported. DeadlineExceeded says what was waited for.
+        Warns (MissingSignalWarning), once a name, of signals that the policy reads and that reports do not have.
         ReportRefused: an earlier report was refused; the batch is still there for the next call.
         """
         return self._member.next_batch(self._limit(timeout))
@@ -210,7 +216,9 @@ class Session:
         they are those of a micro-batch that begins there in the slice; without, those of the whole slice.
 
         Where the server weighs, this waits until all ranks have reported the step, `timeout` seconds at most (the
-        session's by default); report_async does not. It also waits while too many reports are unacknowledged.
+        session's by default); report_async does not. It also waits while too many reports are unacknowledged. Under a
+        rule that remembers the steps before, it waits for those too; StalenessError, at once: one of them was handed
+        out here and is not reported.
 
         MismatchedLosses: another count than the slice's. ReportRefused: this report, or an earlier one, was refused.
         InvalidArgument: not a batch of this session, or a rule that this call cannot apply; the message says what can.
@@ -285,6 +293,7 @@ class Session:
     def flush(self, timeout: float | None = None) -> None:
         """Waits until every report is acknowledged, `timeout` seconds at most (the session's by default)."""
         self._member.await_acknowledgements(self._limit(timeout))
+        self._member.warn()
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
@@ -388,7 +397,7 @@ class Session:
         answer = Answer(batch.step, len(losses))
         here = self._weighs_here(batch, len(losses))
         if here:
-            answer.weights = self.rule_at(batch.step).weights(losses, Context(step=batch.step))
+            answer.weights = self._rules.rule(batch.step).weights(losses, Context(step=batch.step))
         elif not len(losses):
             answer.weights = np.zeros(0, np.float32)
         self._submit(batch, losses, signals, first, None if here else answer, limit)

@@ -10,9 +10,9 @@ LINUPPER = {"method": "linupper", "r": 0.4}
 
 
 def test_a_rule_holds_from_its_step_on():
-    rules = Rules({"method": "uniform"}, 3)
-    rules.change(LINUPPER, 10)
-    rules.change({"method": "quadratic", "where": "server"}, 12)
+    rules = Rules({"method": "uniform"}, 0, 3)
+    rules.change(LINUPPER, 0, 10)
+    rules.change({"method": "quadratic", "where": "server"}, 0, 12)
     assert [rules.at(step).method for step in (3, 9, 10, 11, 12, 99)] == [
         "uniform",
         "uniform",
@@ -21,22 +21,22 @@ def test_a_rule_holds_from_its_step_on():
         "quadratic",
         "quadratic",
     ]
-    assert rules.at(10) == weigh.parse(LINUPPER)
+    assert rules.rule(10) == weigh.parse(LINUPPER)
 
 
 def test_a_change_at_the_same_step_replaces():
-    rules = Rules({"method": "uniform"}, 3)
-    rules.change(LINUPPER, 3)
+    rules = Rules({"method": "uniform"}, 0, 3)
+    rules.change(LINUPPER, 0, 3)
     assert rules.at(3).method == "linupper"
 
 
 def test_where_the_weights_are_made_is_the_policys_word_or_follows_from_the_world_size():
-    assert Rules(LINUPPER, 0).where(0, 1) == "client"
-    assert Rules(LINUPPER, 0).where(0, 2) == "server"
-    assert Rules({**LINUPPER, "where": "client"}, 0).where(0, 2) == "client"
-    assert Rules({**LINUPPER, "where": "server"}, 0).where(0, 1) == "server"
-    assert Rules(LINUPPER, 0).is_free(0)
-    assert not Rules({**LINUPPER, "where": "server"}, 0).is_free(0)
+    assert Rules(LINUPPER, 0, 0).where(0, 1) == "client"
+    assert Rules(LINUPPER, 0, 0).where(0, 2) == "server"
+    assert Rules({**LINUPPER, "where": "client"}, 0, 0).where(0, 2) == "client"
+    assert Rules({**LINUPPER, "where": "server"}, 0, 0).where(0, 1) == "server"
+    assert Rules(LINUPPER, 0, 0).is_free(0)
+    assert not Rules({**LINUPPER, "where": "server"}, 0, 0).is_free(0)
 
 
 def test_what_only_the_server_can_weigh_by_is_weighed_there_even_for_one_process():
@@ -51,4 +51,4 @@ def test_what_only_the_server_can_weigh_by_is_weighed_there_even_for_one_process
 
 def test_a_rule_of_a_newer_server_is_named():
     with pytest.raises(InvalidArgument, match=r"weighs by \{'method': 'newest'\}, which this version"):
-        Rules({"method": "newest"}, 0)
+        Rules({"method": "newest"}, 0, 0)

@@ -68,19 +68,19 @@ class Seat:
         Where the server makes them, this reports the named numbers; otherwise that is left to report().
         """
         step, losses = part.batch.step, values["loss"]
-        rule = self.session.rule_at(step)
-        if rule.reads != "losses":
+        if self.session.weighing_at(step).source == "draw":
             weights = _on_device(part.weight, losses.device)
         elif self._where(step) == "server":
             weights = _on_device(self._ask(part, values), losses.device)
         else:
+            rule = self.session.rule_at(step)
             weights = weigh_together(losses, rule, part, self._ranks, self._micro_batches)
         return weights if known_finite(losses) else torch.where(torch.isfinite(losses), weights, 0.0)
 
     def report(self, part: Part, values: Mapping[str, torch.Tensor]) -> None:
         """Reports the named numbers of the oldest part, which was weighed, and which is trained with that."""
         step = part.batch.step
-        asked = self.session.rule_at(step).reads == "losses" and self._where(step) == "server"
+        asked = self.session.weighing_at(step).source != "draw" and self._where(step) == "server"
         if self.session.reports and not asked:
             self.reporter.report(part, values)
         self.pending.reported(part)
@@ -118,20 +118,27 @@ class Seat:
 
     def _where(self, step: int) -> Where:
         """Where weights that read losses are made. InvalidArgument: this step's rule reads them, and cannot."""
-        rule = self.session.rule_at(step)
+        weighing = self.session.weighing_at(step)
         where = self.session.where_at(step, gathered=self._ranks.together)
-        if rule.reads == "losses" and where == "server" and self._micro_batches > 1:
+        if weighing.source == "draw":
+            return where
+        if where == "server" and self._micro_batches > 1:
+            way_out = "Only the server can"
+            if weighing.source == "losses" and weighing.rule is not None:
+                way_out = (
+                    "Weigh in the trainer: initialise torch.distributed with a group of all ranks, and set weigh.where "
+                    'to "auto" or "client"'
+                )
             raise InvalidArgument(
-                f"micro_batches: expected 1, because the server weighs by {rule.method!r}, which needs the losses of "
-                f"the whole batch before the first backward(); got {self._micro_batches}. Weigh in the trainer: "
-                'initialise torch.distributed with a group of all ranks, and set weigh.where to "auto" or "client"'
+                f"micro_batches: expected 1, because the server weighs by {weighing.method!r}, which needs the losses "
+                f"of the whole batch before the first backward(); got {self._micro_batches}. {way_out}"
             )
         alone = self._ranks.together or self._ranks.world_size == 1
-        if rule.reads == "losses" and where == "client" and not alone:
+        if where == "client" and not alone:
             raise InvalidArgument(
-                f'the policy weighs in the trainer (weigh.where "client") by {rule.method!r}, which needs the losses '
-                f"of all {self._ranks.world_size} ranks: initialise torch.distributed with a group of these ranks, or "
-                'set weigh.where to "auto" or "server"'
+                f'the policy weighs in the trainer (weigh.where "client") by {weighing.method!r}, which needs the '
+                f"losses of all {self._ranks.world_size} ranks: initialise torch.distributed with a group of these "
+                'ranks, or set weigh.where to "auto" or "server"'
             )
         return where
 

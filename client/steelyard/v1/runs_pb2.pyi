@@ -69,7 +69,7 @@ class Bookmark(_message.Message):
     def __init__(self, name: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
 class Run(_message.Message):
-    __slots__ = ("spec", "next_step", "closed_steps", "oldest_step", "dataset_size", "attempt", "bookmarks", "parent", "parent_step")
+    __slots__ = ("spec", "next_step", "closed_steps", "oldest_step", "dataset_size", "attempt", "bookmarks", "parent", "parent_step", "missing_inputs")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
     CLOSED_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +79,7 @@ class Run(_message.Message):
     BOOKMARKS_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     PARENT_STEP_FIELD_NUMBER: _ClassVar[int]
+    MISSING_INPUTS_FIELD_NUMBER: _ClassVar[int]
     spec: RunSpec
     next_step: int
     closed_steps: int
@@ -88,7 +89,18 @@ class Run(_message.Message):
     bookmarks: _containers.RepeatedCompositeFieldContainer[Bookmark]
     parent: str
     parent_step: int
-    def __init__(self, spec: _Optional[_Union[RunSpec, _Mapping]] = ..., next_step: _Optional[int] = ..., closed_steps: _Optional[int] = ..., oldest_step: _Optional[int] = ..., dataset_size: _Optional[int] = ..., attempt: _Optional[str] = ..., bookmarks: _Optional[_Iterable[_Union[Bookmark, _Mapping]]] = ..., parent: _Optional[str] = ..., parent_step: _Optional[int] = ...) -> None: ...
+    missing_inputs: _containers.RepeatedCompositeFieldContainer[MissingInput]
+    def __init__(self, spec: _Optional[_Union[RunSpec, _Mapping]] = ..., next_step: _Optional[int] = ..., closed_steps: _Optional[int] = ..., oldest_step: _Optional[int] = ..., dataset_size: _Optional[int] = ..., attempt: _Optional[str] = ..., bookmarks: _Optional[_Iterable[_Union[Bookmark, _Mapping]]] = ..., parent: _Optional[str] = ..., parent_step: _Optional[int] = ..., missing_inputs: _Optional[_Iterable[_Union[MissingInput, _Mapping]]] = ...) -> None: ...
+
+class MissingInput(_message.Message):
+    __slots__ = ("name", "text", "column")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    COLUMN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    text: str
+    column: bool
+    def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ..., column: bool = ...) -> None: ...
 
 class CreateRunRequest(_message.Message):
     __slots__ = ("spec", "exist_ok")
@@ -157,7 +169,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("next_step", "closed_steps", "folded_steps", "state_version", "served_ids", "reported_losses", "duplicate_reports", "late_reports", "refused_reports", "nonfinite_losses", "closed_by_timeout", "drawable", "never_reported", "effective_sample_ratio", "mean_loss", "journal_records", "connected_ranks", "oldest_step", "journal_bytes", "ungrouped", "group_shares")
+    __slots__ = ("next_step", "closed_steps", "folded_steps", "state_version", "served_ids", "reported_losses", "duplicate_reports", "late_reports", "refused_reports", "nonfinite_losses", "closed_by_timeout", "drawable", "never_reported", "effective_sample_ratio", "mean_loss", "journal_records", "connected_ranks", "oldest_step", "journal_bytes", "ungrouped", "group_shares", "missing_inputs")
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
     CLOSED_STEPS_FIELD_NUMBER: _ClassVar[int]
     FOLDED_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -179,6 +191,7 @@ class GetStatsResponse(_message.Message):
     JOURNAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     UNGROUPED_FIELD_NUMBER: _ClassVar[int]
     GROUP_SHARES_FIELD_NUMBER: _ClassVar[int]
+    MISSING_INPUTS_FIELD_NUMBER: _ClassVar[int]
     next_step: int
     closed_steps: int
     folded_steps: int
@@ -200,7 +213,8 @@ class GetStatsResponse(_message.Message):
     journal_bytes: int
     ungrouped: int
     group_shares: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, next_step: _Optional[int] = ..., closed_steps: _Optional[int] = ..., folded_steps: _Optional[int] = ..., state_version: _Optional[int] = ..., served_ids: _Optional[int] = ..., reported_losses: _Optional[int] = ..., duplicate_reports: _Optional[int] = ..., late_reports: _Optional[int] = ..., refused_reports: _Optional[int] = ..., nonfinite_losses: _Optional[int] = ..., closed_by_timeout: _Optional[int] = ..., drawable: _Optional[int] = ..., never_reported: _Optional[int] = ..., effective_sample_ratio: _Optional[float] = ..., mean_loss: _Optional[float] = ..., journal_records: _Optional[int] = ..., connected_ranks: _Optional[int] = ..., oldest_step: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., ungrouped: _Optional[int] = ..., group_shares: _Optional[_Iterable[float]] = ...) -> None: ...
+    missing_inputs: _containers.RepeatedCompositeFieldContainer[MissingInput]
+    def __init__(self, next_step: _Optional[int] = ..., closed_steps: _Optional[int] = ..., folded_steps: _Optional[int] = ..., state_version: _Optional[int] = ..., served_ids: _Optional[int] = ..., reported_losses: _Optional[int] = ..., duplicate_reports: _Optional[int] = ..., late_reports: _Optional[int] = ..., refused_reports: _Optional[int] = ..., nonfinite_losses: _Optional[int] = ..., closed_by_timeout: _Optional[int] = ..., drawable: _Optional[int] = ..., never_reported: _Optional[int] = ..., effective_sample_ratio: _Optional[float] = ..., mean_loss: _Optional[float] = ..., journal_records: _Optional[int] = ..., connected_ranks: _Optional[int] = ..., oldest_step: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., ungrouped: _Optional[int] = ..., group_shares: _Optional[_Iterable[float]] = ..., missing_inputs: _Optional[_Iterable[_Union[MissingInput, _Mapping]]] = ...) -> None: ...
 
 class GetHistoryRequest(_message.Message):
     __slots__ = ("name", "ids")

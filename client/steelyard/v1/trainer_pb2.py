@@ -26,15 +26,17 @@ from steelyard.v1 import arrays_pb2 as steelyard_dot_v1_dot_arrays__pb2
 from steelyard.v1 import runs_pb2 as steelyard_dot_v1_dot_runs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asteelyard/v1/trainer.proto\x12\x0csteelyard.v1\x1a\x19steelyard/v1/arrays.proto\x1a\x17steelyard/v1/runs.proto\">\n\x0cTrainRequest\x12.\n\x08messages\x18\x01 \x03(\x0b\x32\x1c.steelyard.v1.TrainerMessage\";\n\rTrainResponse\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.steelyard.v1.RunMessage\"\xb5\x01\n\x0eTrainerMessage\x12\"\n\x04join\x18\x01 \x01(\x0b\x32\x12.steelyard.v1.JoinH\x00\x12&\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x14.steelyard.v1.CreditH\x00\x12&\n\x06report\x18\x03 \x01(\x0b\x32\x14.steelyard.v1.ReportH\x00\x12$\n\x05leave\x18\x04 \x01(\x0b\x32\x13.steelyard.v1.LeaveH\x00\x42\t\n\x07message\"\xf3\x01\n\nRunMessage\x12&\n\x06joined\x18\x01 \x01(\x0b\x32\x14.steelyard.v1.JoinedH\x00\x12$\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x13.steelyard.v1.BatchH\x00\x12\x38\n\x0f\x61\x63knowledgement\x18\x03 \x01(\x0b\x32\x1d.steelyard.v1.AcknowledgementH\x00\x12(\n\x07refusal\x18\x04 \x01(\x0b\x32\x15.steelyard.v1.RefusalH\x00\x12(\n\x07weights\x18\x05 \x01(\x0b\x32\x15.steelyard.v1.WeightsH\x00\x42\t\n\x07message\"\xdf\x01\n\x04Join\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x12\n\nworld_size\x18\x03 \x01(\r\x12\x0f\n\x07replica\x18\x04 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\t\x12\x17\n\nstart_step\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07session\x18\x07 \x01(\t\x12\x18\n\x0bresume_step\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\x0e\n\x06\x63redit\x18\t \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\n \x01(\tB\r\n\x0b_start_stepB\x0e\n\x0c_resume_step\"\x19\n\x06\x43redit\x12\x0f\n\x07\x62\x61tches\x18\x01 \x01(\r\"s\n\x06Report\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x06\x12%\n\x07signals\x18\x04 \x03(\x0b\x32\x14.steelyard.v1.Signal\x12\x14\n\x0cwant_weights\x18\x05 \x01(\x08\"\x07\n\x05Leave\"\x96\x01\n\x06Joined\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.steelyard.v1.RunSpec\x12\x14\n\x0c\x64\x61taset_size\x18\x02 \x01(\x04\x12\x12\n\nstart_step\x18\x03 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\t\x12\x15\n\rreads_reports\x18\x05 \x01(\x08\x12\x15\n\rweighs_losses\x18\x06 \x01(\x08\"\x94\x02\n\x05\x42\x61tch\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12\x12\n\nbatch_size\x18\x03 \x01(\r\x12 \n\x03ids\x18\x04 \x01(\x0b\x32\x13.steelyard.v1.Array\x12(\n\x0bprobability\x18\x05 \x01(\x0b\x32\x13.steelyard.v1.Array\x12\x1b\n\x13uniform_probability\x18\x06 \x01(\x01\x12#\n\x06weight\x18\x07 \x01(\x0b\x32\x13.steelyard.v1.Array\x12\x15\n\rstate_version\x18\x08 \x01(\x04\x12\x0e\n\x06\x64igest\x18\t \x01(\x06\x12$\n\x06policy\x18\n \x01(\x0b\x32\x14.steelyard.v1.Policy\"n\n\x0f\x41\x63knowledgement\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12.\n\x0b\x64isposition\x18\x04 \x01(\x0e\x32\x19.steelyard.v1.Disposition\"U\n\x07Refusal\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x0c\n\x04\x63ode\x18\x04 \x01(\r\x12\x0f\n\x07message\x18\x05 \x01(\t\"M\n\x07Weights\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12$\n\x07weights\x18\x03 \x01(\x0b\x32\x13.steelyard.v1.Array*t\n\x0b\x44isposition\x12\x1b\n\x17\x44ISPOSITION_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44ISPOSITION_APPLIED\x10\x01\x12\x19\n\x15\x44ISPOSITION_DUPLICATE\x10\x02\x12\x14\n\x10\x44ISPOSITION_LATE\x10\x03\x32V\n\x0eTrainerService\x12\x44\n\x05Train\x12\x1a.steelyard.v1.TrainRequest\x1a\x1b.steelyard.v1.TrainResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asteelyard/v1/trainer.proto\x12\x0csteelyard.v1\x1a\x19steelyard/v1/arrays.proto\x1a\x17steelyard/v1/runs.proto\">\n\x0cTrainRequest\x12.\n\x08messages\x18\x01 \x03(\x0b\x32\x1c.steelyard.v1.TrainerMessage\";\n\rTrainResponse\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.steelyard.v1.RunMessage\"\xb5\x01\n\x0eTrainerMessage\x12\"\n\x04join\x18\x01 \x01(\x0b\x32\x12.steelyard.v1.JoinH\x00\x12&\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x14.steelyard.v1.CreditH\x00\x12&\n\x06report\x18\x03 \x01(\x0b\x32\x14.steelyard.v1.ReportH\x00\x12$\n\x05leave\x18\x04 \x01(\x0b\x32\x13.steelyard.v1.LeaveH\x00\x42\t\n\x07message\"\xa8\x02\n\nRunMessage\x12&\n\x06joined\x18\x01 \x01(\x0b\x32\x14.steelyard.v1.JoinedH\x00\x12$\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x13.steelyard.v1.BatchH\x00\x12\x38\n\x0f\x61\x63knowledgement\x18\x03 \x01(\x0b\x32\x1d.steelyard.v1.AcknowledgementH\x00\x12(\n\x07refusal\x18\x04 \x01(\x0b\x32\x15.steelyard.v1.RefusalH\x00\x12(\n\x07weights\x18\x05 \x01(\x0b\x32\x15.steelyard.v1.WeightsH\x00\x12\x33\n\rmissing_input\x18\x06 \x01(\x0b\x32\x1a.steelyard.v1.MissingInputH\x00\x42\t\n\x07message\"\xdf\x01\n\x04Join\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x12\n\nworld_size\x18\x03 \x01(\r\x12\x0f\n\x07replica\x18\x04 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\t\x12\x17\n\nstart_step\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07session\x18\x07 \x01(\t\x12\x18\n\x0bresume_step\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\x0e\n\x06\x63redit\x18\t \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\n \x01(\tB\r\n\x0b_start_stepB\x0e\n\x0c_resume_step\"\x19\n\x06\x43redit\x12\x0f\n\x07\x62\x61tches\x18\x01 \x01(\r\"s\n\x06Report\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x06\x12%\n\x07signals\x18\x04 \x03(\x0b\x32\x14.steelyard.v1.Signal\x12\x14\n\x0cwant_weights\x18\x05 \x01(\x08\"\x07\n\x05Leave\"\xc0\x01\n\x06Joined\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.steelyard.v1.RunSpec\x12\x14\n\x0c\x64\x61taset_size\x18\x02 \x01(\x04\x12\x12\n\nstart_step\x18\x03 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\t\x12\x15\n\rreads_reports\x18\x05 \x01(\x08\x12\x15\n\rweighs_losses\x18\x06 \x01(\x08\x12(\n\x08weighing\x18\x07 \x01(\x0e\x32\x16.steelyard.v1.Weighing\"\xbe\x02\n\x05\x42\x61tch\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12\x12\n\nbatch_size\x18\x03 \x01(\r\x12 \n\x03ids\x18\x04 \x01(\x0b\x32\x13.steelyard.v1.Array\x12(\n\x0bprobability\x18\x05 \x01(\x0b\x32\x13.steelyard.v1.Array\x12\x1b\n\x13uniform_probability\x18\x06 \x01(\x01\x12#\n\x06weight\x18\x07 \x01(\x0b\x32\x13.steelyard.v1.Array\x12\x15\n\rstate_version\x18\x08 \x01(\x04\x12\x0e\n\x06\x64igest\x18\t \x01(\x06\x12$\n\x06policy\x18\n \x01(\x0b\x32\x14.steelyard.v1.Policy\x12(\n\x08weighing\x18\x0b \x01(\x0e\x32\x16.steelyard.v1.Weighing\"n\n\x0f\x41\x63knowledgement\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12.\n\x0b\x64isposition\x18\x04 \x01(\x0e\x32\x19.steelyard.v1.Disposition\"U\n\x07Refusal\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x0c\n\x04\x63ode\x18\x04 \x01(\r\x12\x0f\n\x07message\x18\x05 \x01(\t\"M\n\x07Weights\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12$\n\x07weights\x18\x03 \x01(\x0b\x32\x13.steelyard.v1.Array*x\n\x08Weighing\x12\x18\n\x14WEIGHING_UNSPECIFIED\x10\x00\x12\x11\n\rWEIGHING_DRAW\x10\x01\x12\x13\n\x0fWEIGHING_LOSSES\x10\x02\x12\x13\n\x0fWEIGHING_SERVER\x10\x03\x12\x15\n\x11WEIGHING_IN_ORDER\x10\x04*t\n\x0b\x44isposition\x12\x1b\n\x17\x44ISPOSITION_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44ISPOSITION_APPLIED\x10\x01\x12\x19\n\x15\x44ISPOSITION_DUPLICATE\x10\x02\x12\x14\n\x10\x44ISPOSITION_LATE\x10\x03\x32V\n\x0eTrainerService\x12\x44\n\x05Train\x12\x1a.steelyard.v1.TrainRequest\x1a\x1b.steelyard.v1.TrainResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'steelyard.v1.trainer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DISPOSITION']._serialized_start=1740
-  _globals['_DISPOSITION']._serialized_end=1856
+  _globals['_WEIGHING']._serialized_start=1877
+  _globals['_WEIGHING']._serialized_end=1997
+  _globals['_DISPOSITION']._serialized_start=1999
+  _globals['_DISPOSITION']._serialized_end=2115
   _globals['_TRAINREQUEST']._serialized_start=96
   _globals['_TRAINREQUEST']._serialized_end=158
   _globals['_TRAINRESPONSE']._serialized_start=160
@@ -42,25 +44,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAINERMESSAGE']._serialized_start=222
   _globals['_TRAINERMESSAGE']._serialized_end=403
   _globals['_RUNMESSAGE']._serialized_start=406
-  _globals['_RUNMESSAGE']._serialized_end=649
-  _globals['_JOIN']._serialized_start=652
-  _globals['_JOIN']._serialized_end=875
-  _globals['_CREDIT']._serialized_start=877
-  _globals['_CREDIT']._serialized_end=902
-  _globals['_REPORT']._serialized_start=904
-  _globals['_REPORT']._serialized_end=1019
-  _globals['_LEAVE']._serialized_start=1021
-  _globals['_LEAVE']._serialized_end=1028
-  _globals['_JOINED']._serialized_start=1031
-  _globals['_JOINED']._serialized_end=1181
-  _globals['_BATCH']._serialized_start=1184
-  _globals['_BATCH']._serialized_end=1460
-  _globals['_ACKNOWLEDGEMENT']._serialized_start=1462
-  _globals['_ACKNOWLEDGEMENT']._serialized_end=1572
-  _globals['_REFUSAL']._serialized_start=1574
-  _globals['_REFUSAL']._serialized_end=1659
-  _globals['_WEIGHTS']._serialized_start=1661
-  _globals['_WEIGHTS']._serialized_end=1738
-  _globals['_TRAINERSERVICE']._serialized_start=1858
-  _globals['_TRAINERSERVICE']._serialized_end=1944
+  _globals['_RUNMESSAGE']._serialized_end=702
+  _globals['_JOIN']._serialized_start=705
+  _globals['_JOIN']._serialized_end=928
+  _globals['_CREDIT']._serialized_start=930
+  _globals['_CREDIT']._serialized_end=955
+  _globals['_REPORT']._serialized_start=957
+  _globals['_REPORT']._serialized_end=1072
+  _globals['_LEAVE']._serialized_start=1074
+  _globals['_LEAVE']._serialized_end=1081
+  _globals['_JOINED']._serialized_start=1084
+  _globals['_JOINED']._serialized_end=1276
+  _globals['_BATCH']._serialized_start=1279
+  _globals['_BATCH']._serialized_end=1597
+  _globals['_ACKNOWLEDGEMENT']._serialized_start=1599
+  _globals['_ACKNOWLEDGEMENT']._serialized_end=1709
+  _globals['_REFUSAL']._serialized_start=1711
+  _globals['_REFUSAL']._serialized_end=1796
+  _globals['_WEIGHTS']._serialized_start=1798
+  _globals['_WEIGHTS']._serialized_end=1875
+  _globals['_TRAINERSERVICE']._serialized_start=2117
+  _globals['_TRAINERSERVICE']._serialized_end=2203
 # @@protoc_insertion_point(module_scope)

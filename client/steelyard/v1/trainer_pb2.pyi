@@ -9,12 +9,25 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Weighing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WEIGHING_UNSPECIFIED: _ClassVar[Weighing]
+    WEIGHING_DRAW: _ClassVar[Weighing]
+    WEIGHING_LOSSES: _ClassVar[Weighing]
+    WEIGHING_SERVER: _ClassVar[Weighing]
+    WEIGHING_IN_ORDER: _ClassVar[Weighing]
+
 class Disposition(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DISPOSITION_UNSPECIFIED: _ClassVar[Disposition]
     DISPOSITION_APPLIED: _ClassVar[Disposition]
     DISPOSITION_DUPLICATE: _ClassVar[Disposition]
     DISPOSITION_LATE: _ClassVar[Disposition]
+WEIGHING_UNSPECIFIED: Weighing
+WEIGHING_DRAW: Weighing
+WEIGHING_LOSSES: Weighing
+WEIGHING_SERVER: Weighing
+WEIGHING_IN_ORDER: Weighing
 DISPOSITION_UNSPECIFIED: Disposition
 DISPOSITION_APPLIED: Disposition
 DISPOSITION_DUPLICATE: Disposition
@@ -45,18 +58,20 @@ class TrainerMessage(_message.Message):
     def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
 
 class RunMessage(_message.Message):
-    __slots__ = ("joined", "batch", "acknowledgement", "refusal", "weights")
+    __slots__ = ("joined", "batch", "acknowledgement", "refusal", "weights", "missing_input")
     JOINED_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGEMENT_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_INPUT_FIELD_NUMBER: _ClassVar[int]
     joined: Joined
     batch: Batch
     acknowledgement: Acknowledgement
     refusal: Refusal
     weights: Weights
-    def __init__(self, joined: _Optional[_Union[Joined, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., acknowledgement: _Optional[_Union[Acknowledgement, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ...) -> None: ...
+    missing_input: _runs_pb2.MissingInput
+    def __init__(self, joined: _Optional[_Union[Joined, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., acknowledgement: _Optional[_Union[Acknowledgement, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., missing_input: _Optional[_Union[_runs_pb2.MissingInput, _Mapping]] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("run", "rank", "world_size", "replica", "attempt", "start_step", "session", "resume_step", "credit", "fingerprint")
@@ -107,23 +122,25 @@ class Leave(_message.Message):
     def __init__(self) -> None: ...
 
 class Joined(_message.Message):
-    __slots__ = ("spec", "dataset_size", "start_step", "attempt", "reads_reports", "weighs_losses")
+    __slots__ = ("spec", "dataset_size", "start_step", "attempt", "reads_reports", "weighs_losses", "weighing")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     DATASET_SIZE_FIELD_NUMBER: _ClassVar[int]
     START_STEP_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     READS_REPORTS_FIELD_NUMBER: _ClassVar[int]
     WEIGHS_LOSSES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHING_FIELD_NUMBER: _ClassVar[int]
     spec: _runs_pb2.RunSpec
     dataset_size: int
     start_step: int
     attempt: str
     reads_reports: bool
     weighs_losses: bool
-    def __init__(self, spec: _Optional[_Union[_runs_pb2.RunSpec, _Mapping]] = ..., dataset_size: _Optional[int] = ..., start_step: _Optional[int] = ..., attempt: _Optional[str] = ..., reads_reports: bool = ..., weighs_losses: bool = ...) -> None: ...
+    weighing: Weighing
+    def __init__(self, spec: _Optional[_Union[_runs_pb2.RunSpec, _Mapping]] = ..., dataset_size: _Optional[int] = ..., start_step: _Optional[int] = ..., attempt: _Optional[str] = ..., reads_reports: bool = ..., weighs_losses: bool = ..., weighing: _Optional[_Union[Weighing, str]] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("step", "offset", "batch_size", "ids", "probability", "uniform_probability", "weight", "state_version", "digest", "policy")
+    __slots__ = ("step", "offset", "batch_size", "ids", "probability", "uniform_probability", "weight", "state_version", "digest", "policy", "weighing")
     STEP_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +151,7 @@ class Batch(_message.Message):
     STATE_VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    WEIGHING_FIELD_NUMBER: _ClassVar[int]
     step: int
     offset: int
     batch_size: int
@@ -144,7 +162,8 @@ class Batch(_message.Message):
     state_version: int
     digest: int
     policy: _runs_pb2.Policy
-    def __init__(self, step: _Optional[int] = ..., offset: _Optional[int] = ..., batch_size: _Optional[int] = ..., ids: _Optional[_Union[_arrays_pb2.Array, _Mapping]] = ..., probability: _Optional[_Union[_arrays_pb2.Array, _Mapping]] = ..., uniform_probability: _Optional[float] = ..., weight: _Optional[_Union[_arrays_pb2.Array, _Mapping]] = ..., state_version: _Optional[int] = ..., digest: _Optional[int] = ..., policy: _Optional[_Union[_runs_pb2.Policy, _Mapping]] = ...) -> None: ...
+    weighing: Weighing
+    def __init__(self, step: _Optional[int] = ..., offset: _Optional[int] = ..., batch_size: _Optional[int] = ..., ids: _Optional[_Union[_arrays_pb2.Array, _Mapping]] = ..., probability: _Optional[_Union[_arrays_pb2.Array, _Mapping]] = ..., uniform_probability: _Optional[float] = ..., weight: _Optional[_Union[_arrays_pb2.Array, _Mapping]] = ..., state_version: _Optional[int] = ..., digest: _Optional[int] = ..., policy: _Optional[_Union[_runs_pb2.Policy, _Mapping]] = ..., weighing: _Optional[_Union[Weighing, str]] = ...) -> None: ...
 
 class Acknowledgement(_message.Message):
     __slots__ = ("step", "offset", "count", "disposition")

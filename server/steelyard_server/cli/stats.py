@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import typer
+
 import steelyard
 from steelyard_server.cli.options import (
     DEFAULT_ADDRESS,
@@ -27,4 +29,7 @@ def stats(
     if as_json:
         print_json(values)
         return
+    missing = values.pop("missing_inputs")
     print_table(("stat", "value"), [(name, "-" if one is None else one) for name, one in values.items()])
+    for text in missing:
+        typer.echo(f"missing: {text}")

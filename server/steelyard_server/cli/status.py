@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import typer
+
 import steelyard
 from steelyard_server.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout, print_json, print_table
 
@@ -18,3 +20,6 @@ def status(address: Address = DEFAULT_ADDRESS, timeout: Timeout = 5.0, as_json: 
     print_table(
         ("run", *HEADS), [[name, *(values[head] for head in HEADS)] for name, values in stats.items()]
     )
+    for name, values in stats.items():
+        for text in values["missing_inputs"]:
+            typer.echo(f"run {name}, missing: {text}")

@@ -10,12 +10,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from steelyard import weigh
-from steelyard_server.policies.columns import Derived
+from steelyard_server.policies.columns import SERVED, Derived, parse_derived
 from steelyard_server.policies.draw import METHODS, Draw, Drawer, Examples
 from steelyard_server.policies.draw.contract import Float32s, Ids
+from steelyard_server.policies.inputs import Input
 from steelyard_server.policies.mix import METHODS as MIXES
 from steelyard_server.policies.mix import Mix, groups
 from steelyard_server.policies.mix.drawer import KEPT, MixDrawer, chooses
+from steelyard_server.policies.refusals import HANDS_ON, double_counted, mixed_twice, weights_lost
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -23,8 +25,6 @@ NO_MIX: Mapping[str, Any] = {"method": "none"}
 """Batches are drawn from all examples, whatever group they are in."""
 
 _OWN = "own:"
-HANDS_ON = "infobatch_rescale"
-"""The weigh rule that gives each example what the draw gave it."""
 
 
 class PolicyError(ValueError):
@@ -47,10 +47,40 @@ class Policy:
 
     @property
     def static(self) -> tuple[str, ...]:
-        """The uploaded columns that it reads."""
+        """The uploaded columns that it reads, each once."""
+        return tuple(dict.fromkeys([*self.drawn_by, *self.weigh.columns]))
+
+    @property
+    def drawn_by(self) -> tuple[str, ...]:
+        """The uploaded columns that batches are drawn by."""
         if self.mix is None:
             return self.draw.static
-        return tuple(dict.fromkeys([*self.draw.static, self.mix.group, *self.mix.columns]))
+        return (*self.draw.static, self.mix.group, *self.mix.columns)
+
+    @property
+    def only_weighed(self) -> frozenset[str]:
+        """The uploaded columns that no draw reads."""
+        return frozenset(self.weigh.columns) - frozenset(self.drawn_by)
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """What its methods read that somebody else must bring."""
+        draw, rule = self.draw, self.weigh
+        through = {column.signal: column.name for column in draw.derived if column.signal != SERVED}
+        read = {**dict.fromkeys(draw.listens, ""), **through}
+        mixes = () if self.mix is None else (self.mix,)
+        return (
+            *(Input("draw", draw.method, "signal", name, column) for name, column in read.items()),
+            *(Input("draw", draw.method, "column", name) for name in draw.static),
+            *(Input("mix", mix.method, "signal", name) for mix in mixes for name in mix.signals),
+            *(
+                Input("mix", mix.method, "column", name)
+                for mix in mixes
+                for name in (mix.group, *mix.columns)
+            ),
+            *(Input("weigh", rule.method, "signal", name) for name in rule.signals),
+            *(Input("weigh", rule.method, "column", name) for name in rule.columns),
+        )
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -97,6 +127,8 @@ class Policy:
 
     def objection(self, column: str, values: Float32s) -> str | None:
         """Why finite `values` of `column` cannot be used; None where they can."""
+        if column in self.only_weighed:
+            return None
         if self.mix is not None and column == self.mix.group:
             objection = groups.objection(column, values)
             if objection is not None:
@@ -131,16 +163,30 @@ def parse_policy(
     draw: Mapping[str, Any], weigher: Mapping[str, Any], mix: Mapping[str, Any] | None = None
 ) -> Policy:
     """Validates a policy given as plain JSON values; PolicyError names what is wrong and the nearest right name. `mix`:
-    none where it is None or its method "none"."""
+    none where it is None or its method "none". An empty weigher is `default_weigher`'s."""
+    drawn, mixed = _parse("draw", METHODS, draw), _parse_mix(NO_MIX if mix is None else mix)
+    weigher = weigher or default_weigher(drawn)
     try:
         rule, where = weigh.parse(weigher), weigh.parse_where(weigher)
     except (ValueError, TypeError) as error:
         raise PolicyError(f"weigh: {error}") from error
-    policy = Policy(_parse("draw", METHODS, draw), rule, where, _parse_mix(NO_MIX if mix is None else mix))
+    for column in rule.columns:
+        if parse_derived(column) is not None:
+            raise PolicyError(
+                f"weigh: expected {rule.method!r} to read uploaded columns; {column!r} is the name of one that is "
+                "folded from reports"
+            )
+    refusal = double_counted(drawn, rule) or mixed_twice(mixed, rule) or weights_lost(drawn, rule)
+    if refusal is not None:
+        raise PolicyError(refusal)
+    policy = Policy(drawn, rule, where, mixed)
     _refuse_misnamed_columns(policy)
-    _refuse_double_counting(policy)
-    _refuse_lost_weights(policy)
     return policy
+
+
+def default_weigher(draw: Draw) -> Mapping[str, Any]:
+    """What a run weighs by that does not say: by what the draw gives where it gives anything, else all alike."""
+    return {"method": HANDS_ON if draw.gives_weights else "uniform"}
 
 
 def _parse_mix(config: Mapping[str, Any]) -> Mix | None:
@@ -190,49 +236,6 @@ def _refuse_misnamed_columns(policy: Policy) -> None:
     for name in policy.own:
         if not name.startswith(_OWN):
             raise PolicyError(f"draw: expected a method's own column to be named {_OWN}NAME, got {name!r}")
-
-
-def _refuse_double_counting(policy: Policy) -> None:
-    by_loss = [column.name for column in policy.derived if column.signal == "loss"]
-    by_loss += [f"each reported {signal}" for signal in policy.draw.listens if signal == "loss"]
-    if by_loss and policy.weigh.reads == "losses":
-        raise PolicyError(
-            f"the draw reads {by_loss[0]} and the weigher reads the losses again, so a high loss would count twice; "
-            "draw by 'shuffle' and weigh by the losses, or draw by them and weigh by 'uniform' or 'importance'"
-        )
-    _refuse_mixing_twice(policy)
-
-
-def _refuse_mixing_twice(policy: Policy) -> None:
-    """A draw by the losses within the groups of a mix by losses is no such case: it compares a group's examples with
-    each other alone, and leaves the groups their masses."""
-    mix, rule = policy.mix, policy.weigh
-    if mix is None:
-        return
-    weighs_by = {*rule.signals, *rule.columns, *(["loss"] if rule.reads == "losses" else [])}
-    twice = [name for name in (*mix.signals, *mix.columns) if name in weighs_by]
-    if twice:
-        raise PolicyError(
-            f"mix {mix.method!r} gives groups their mass by {twice[0]!r} and weigher {rule.method!r} weighs by it "
-            "again, so it would count twice; keep the mix and weigh by 'uniform' or 'importance', or keep the weigher "
-            "and mix by 'static' or 'temperature' (a draw by it within the groups is no second count: it leaves "
-            "them their mass)"
-        )
-
-
-def _refuse_lost_weights(policy: Policy) -> None:
-    """Weights of the draw's own must reach the objective, and only those that there are can."""
-    hands_on = policy.weigh.method == HANDS_ON
-    if hands_on and not policy.draw.gives_weights:
-        raise PolicyError(
-            f"{HANDS_ON!r} hands on the weights that the draw gives, and draw {policy.draw.method!r} gives none here; "
-            "draw by 'infobatch' with rescale, or weigh by 'uniform'"
-        )
-    if policy.draw.gives_weights and policy.weigh.reads != "draw":
-        raise PolicyError(
-            f"draw {policy.draw.method!r} gives weights that make good for what it leaves out, and weigh rule "
-            f"{policy.weigh.method!r} would not hand them on, so the objective would be biased; weigh by {HANDS_ON!r}"
-        )
 
 
 def _one_of(names: Iterable[str]) -> str:

@@ -21,6 +21,7 @@ from steelyard_server.history.ops import Op, Put, Table
 from steelyard_server.history.store import Store
 from steelyard_server.log import logger
 from steelyard_server.policies.columns import parse_derived
+from steelyard_server.policies.inputs import nearest
 from steelyard_server.policies.policy import Policy
 from steelyard_server.runs.changes import changed_policy, policy_events
 from steelyard_server.runs.datasets import MAX_SIZE, Dataset, DatasetInfo, news_for
@@ -39,6 +40,7 @@ _COPIED_BYTES = 1 << 20
 """Of a fork's history and columns, in one commit."""
 _DELETED_BYTES = 1 << 20
 """Some 8000 rows, in one commit."""
+_DERIVED = ("last_loss", "mean_loss", "ema_loss", "count_loss")
 _TELL_SECONDS = 60.0
 """How long a dataset's change waits for its runs to know it."""
 
@@ -450,9 +452,15 @@ class Catalog:
         for column in policy.static:
             if column not in dataset.row.columns:
                 known = ", ".join(dataset.row.columns) or "none"
+                drawn = column not in policy.only_weighed
+                derived = (
+                    "a derived column (last_loss, mean_loss, ema_loss, count_loss, ...) or " if drawn else ""
+                )
+                near = nearest(column, [*dataset.row.columns, *(_DERIVED if drawn else ())])
+                hint = "" if near is None else f" (did you mean {near!r}?)"
                 raise Invalid(
-                    f"expected {column!r} to be a derived column (last_loss, mean_loss, ema_loss, count_loss, ...) "
-                    f"or a column of dataset {dataset.row.name!r}, which has: {known}"
+                    f"expected {column!r} to be {derived}a column of dataset {dataset.row.name!r}, which has: "
+                    f"{known}{hint}"
                 )
             values = self._column(dataset, column)
             objection = policy.objection(column, np.nan_to_num(values))

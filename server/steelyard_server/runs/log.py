@@ -40,7 +40,9 @@ from steelyard_server.runs import snapshot
 from steelyard_server.runs.errors import Unready
 from steelyard_server.runs.frozen import Frozen, freeze
 from steelyard_server.runs.retention import BookmarkCost, Kept, Plan, plan
+from steelyard_server.runs.rules import is_weighed
 from steelyard_server.runs.state import HistoryEntry, RunState
+from steelyard_server.runs.steps import StepRecord
 
 _IDS_PER_PAGE = 65536
 _LOSSES_AT_ONCE = 1 << 18
@@ -203,6 +205,24 @@ class RunLog:
         for event in survivors:
             state.apply(event)
         return Past(state, cut, base, survivors, chain if start == cut else None)
+
+    def weighed_record(self, step: int) -> StepRecord | None:
+        """A drawn step as the run held it when it was weighed: folded again from the newest checkpoint before its draw.
+        None where it is not weighed, or what leads there is pruned."""
+        cut = self._cut_of(step)
+        if self._checkpoints.newest(cut) is None and not self._begins_at_creation():
+            return None
+        state, start, chain = self._base(cut)
+        end = self.journal.piece_end(start)
+        if end <= cut:
+            return None
+        record: StepRecord | None = None
+        for _, event in self.journal.read(start, end, chain=chain):
+            state.apply(event)
+            record = record or state.steps.get(step)
+            if record is not None and is_weighed(state.rule_of(step), record):
+                return record
+        return None
 
     def rewind(self, past: Past, then: Sequence[Event]) -> list[Op]:
         """Cuts the journal where `past` says and appends its survivors and the events `then`, all in these ops. What

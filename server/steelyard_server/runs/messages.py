@@ -46,6 +46,19 @@ class Credit:
     batches: int
 
 
+class Weighing(enum.Enum):
+    """Where the weights of a step come from."""
+
+    DRAW = enum.auto()
+    """With the batch."""
+    LOSSES = enum.auto()
+    """From the losses of the whole step, made by the server or by who has them all."""
+    SERVER = enum.auto()
+    """From the losses and what only the server has."""
+    IN_ORDER = enum.auto()
+    """As SERVER, and from the steps before: there are none before all of these are closed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Joined:
     spec: RunSpec
@@ -53,12 +66,14 @@ class Joined:
     start_step: int
     attempt: str
     reads_reports: bool
-    weighs_losses: bool
+    weighing: Weighing
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slice:
-    """Positions offset..offset+count-1 of a drawn batch; `weight` float32[count], None where every weight is 1."""
+    """Positions offset..offset+count-1 of a drawn batch; `weight` float32[count], None where every weight is 1.
+
+    `policy` and `weighing` are of the step, where its policy differs from that of the one before."""
 
     drawn: BatchDrawn
     offset: int
@@ -66,6 +81,7 @@ class Slice:
     weight: Float32s | None
     dataset_size: int
     policy: Mapping[str, Any] | None
+    weighing: Weighing | None = None
 
 
 class Disposition(enum.Enum):
@@ -97,7 +113,16 @@ class Weights:
     weights: Float32s
 
 
-Outgoing = Joined | Slice | Acknowledgement | Refusal | Weights
+@dataclass(frozen=True, slots=True)
+class MissingInput:
+    """Something that the policy reads and that has not come; `column`: of the dataset, else a signal."""
+
+    name: str
+    text: str
+    column: bool
+
+
+Outgoing = Joined | Slice | Acknowledgement | Refusal | Weights | MissingInput
 
 
 class Outbox(Protocol):

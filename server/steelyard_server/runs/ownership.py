@@ -12,17 +12,18 @@ from typing import Any, TypeVar
 import numpy as np
 
 from steelyard_server.core.events import AttemptBegan, Bookmarked, Float32s, Ids, SignalsObserved
-from steelyard_server.runs import reports
+from steelyard_server.runs import reports, rules
 from steelyard_server.runs.audit import Unweighed
 from steelyard_server.runs.changes import changed_policy, policy_events
 from steelyard_server.runs.errors import Exists, Invalid, Missing, Superseded, Unready
 from steelyard_server.runs.journaled import Journaled
-from steelyard_server.runs.messages import Slice
+from steelyard_server.runs.messages import MissingInput, Slice
 from steelyard_server.runs.retention import Kept
 from steelyard_server.runs.serving import Serving
 from steelyard_server.runs.spec import RunSpec
 from steelyard_server.runs.state import HistoryEntry
-from steelyard_server.runs.stats import RunStats, stats_of
+from steelyard_server.runs.stats import RunStats, missing_input, stats_of
+from steelyard_server.runs.steps import StepRecord
 from steelyard_server.runs.weighing import draw_weight
 
 T = TypeVar("T")
@@ -39,6 +40,8 @@ class RunInfo:
     dataset_size: int
     attempt: str
     bookmarks: Mapping[str, int]
+    missing_inputs: tuple[MissingInput, ...] = ()
+    """Signals of which its trainers are told."""
 
 
 class Ownership:
@@ -63,6 +66,7 @@ class Ownership:
             state.examples.size,
             state.attempts.current,
             dict(state.bookmarks),
+            tuple(missing_input(one, state.known_signals) for one in state.missing_signals()),
         )
 
     def kept(self) -> Kept:
@@ -103,16 +107,17 @@ class Ownership:
         drawn = self._run.log.journal.drawn(step)
         if drawn is None:
             raise Missing(f"run {self._run.name!r} holds no batch of step {step}: {self._retained()}")
-        rule = self._serving.rule_of(step)
-        served = Slice(drawn, 0, len(drawn.ids), draw_weight(rule, drawn), state.examples.size, None)
-        if rule.reads != "losses":
-            return served
-        record = state.steps.get(step)
-        if record is None:
+        rule, record = state.rule_of(step), state.steps.get(step)
+        served = Slice(drawn, 0, len(drawn.ids), None, state.examples.size, None)
+        if record is None and not (rules.at_draw(rule) and not rules.needs_fold(rule)):
             # It left memory at a draw, with all of its reports behind it; both may still be on their way to the disk.
             self._serving.await_durable(state.next_step - 1)
-            return Unweighed(served, rule, state.spec.report_window)
-        return replace(served, weight=self._serving.weights.of(rule, record)) if record.closed else served
+            return Unweighed(served, rule, state.spec.seed, state.spec.report_window)
+        if record is None or rules.at_draw(rule):
+            return replace(served, weight=draw_weight(rule, record or StepRecord.of(drawn), state.spec.seed))
+        if not rules.is_weighed(rule, record):
+            return served
+        return replace(served, weight=self._serving.weights.of(state, record))
 
     def _retained(self) -> str:
         oldest, after = self._run.log.oldest_step(), self._run.state().next_step
@@ -149,7 +154,6 @@ class Ownership:
             self._run.settle()
             events = policy_events(state, policy, self._run.log, None)
             self._run.write_and_wait(events)
-            self._serving.forget_rules()
             self._run.take_news()
         return self.info()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from steelyard.split import split
 from steelyard_server.runs.errors import Exists, Invalid, Superseded, Unready
@@ -24,6 +24,10 @@ class Rank:
     credit: int
     weigher_step: int = -1
     """The step since when the weigh rule that the trainer knows has been in force."""
+    told: set[str] = field(default_factory=set)
+    """The inputs that it knows are missing."""
+    told_of_policy: int = -1
+    """The step since when the policy is in force of which it was told what is missing in the end."""
 
     def slice_of(self, batch_size: int) -> tuple[int, int]:
         return split(batch_size, self.world_size, self.rank)

@@ -17,6 +17,7 @@ from steelyard_server.core.events import Event, Float32s, Ids
 from steelyard_server.history.errors import StoreError
 from steelyard_server.history.store import Store
 from steelyard_server.log import logger
+from steelyard_server.runs.audit import Unweighed
 from steelyard_server.runs.errors import Missing, Superseded, Unavailable, Unready
 from steelyard_server.runs.journaled import CheckpointRule, Journaled
 from steelyard_server.runs.log import RunLog
@@ -117,9 +118,18 @@ class Run:
             if isinstance(found, Slice):
                 return found
             # Went back meanwhile: the run is asked again, since the step may be gone or be another.
+            if found.needs_fold:
+                return self._folded(found)
             with contextlib.suppress(Superseded, Unready):
                 return found.weighed(self.reader())
         raise Unavailable(f"run {self._name!r} went back again and again while step {step} was read")
+
+    def _folded(self, found: Unweighed) -> Slice:
+        let_go = self._call(self._run.hold_past)
+        try:
+            return found.folded(self._open_log())
+        finally:
+            let_go()
 
     def retention(self) -> Retention:
         """What is kept of the run's past and what it costs. The rows are measured on the caller's thread: about a

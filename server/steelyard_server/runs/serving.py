@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from steelyard import weigh
 from steelyard_server.core.events import (
     AttemptBegan,
     BatchDrawn,
@@ -40,7 +39,10 @@ from steelyard_server.runs.messages import (
     Slice,
 )
 from steelyard_server.runs.ranks import Rank, Ranks, check_attempt, check_credit, check_join
-from steelyard_server.runs.weighing import StepWeights, draw_weight
+from steelyard_server.runs.state import PATIENCE
+from steelyard_server.runs.stats import missing_input
+from steelyard_server.runs.steps import StepRecord
+from steelyard_server.runs.weighing import StepWeights, draw_weight, journaled_weight, weighing_of
 
 _log = logger(__name__)
 
@@ -58,7 +60,6 @@ class Serving:
         self._run = run
         self._clock = clock
         self._undurable: dict[int, Durable] = {}
-        self._rules: dict[int, weigh.Rule] = {}
         self._weighed: tuple[BatchDrawn, Float32s | None] | None = None  # the batch that was sent last
         self._waited_since: dict[int, float] = {}
         # Ranks with credit: those that may be sent a batch, and those that have all that are drawn.
@@ -70,12 +71,8 @@ class Serving:
     def forget(self) -> None:
         """The state was replaced: whatever was kept beside it belonged to the one before."""
         self._undurable.clear()
-        self.forget_rules()
-        self.weights = StepWeights()
-
-    def forget_rules(self) -> None:
-        self._rules.clear()
         self._weighed = None
+        self.weights = StepWeights()
 
     def await_durable(self, step: int) -> None:
         """On return the draw of `step` is on disk, if it was made."""
@@ -129,9 +126,20 @@ class Serving:
                 rank.cursor,
                 state.attempts.current,
                 policy.reads_reports,
-                policy.weigh.reads == "losses",
+                weighing_of(policy.weigh),
             )
         )
+        self._tell_missing(rank)
+
+    def _tell_missing(self, rank: Rank) -> None:
+        """Tells a rank, once each, of signals that the policy reads and that do not come."""
+        state = self._run.state()
+        for one in state.missing_signals():
+            if one.name not in rank.told:
+                rank.told.add(one.name)
+                rank.outbox.send(missing_input(one, state.known_signals))
+        if state.closed_steps >= state.policy_since + PATIENCE:
+            rank.told_of_policy = state.policy_since
 
     def _begin_attempt(self, join: Join) -> None:
         """Ends the attempt before and, where steps from `start` on left a trace, takes the run back to `start`."""
@@ -276,7 +284,7 @@ class Serving:
         drawn = record.drawn if record is not None else self._run.log.journal.drawn(step)
         if drawn is None:
             raise Unready(f"step {step} is no longer retained")
-        message = self._slice(rank, drawn)
+        message = self._slice(rank, drawn, record)
         rank.cursor += 1
         rank.credit -= 1
         pending = self._undurable.get(step)
@@ -286,13 +294,13 @@ class Serving:
             pending.then(partial(rank.outbox.send, message))
         return True
 
-    def _slice(self, rank: Rank, drawn: BatchDrawn) -> Slice:
+    def _slice(self, rank: Rank, drawn: BatchDrawn, record: StepRecord | None) -> Slice:
         state = self._run.state()
         offset, count = rank.slice_of(len(drawn.ids))
         rule_since, weigher = state.weigher_since(drawn.step)
+        weight = self._weight_of(drawn, record)
         changed = rule_since != rank.weigher_step
         rank.weigher_step = rule_since
-        weight = self._weight_of(drawn)
         return Slice(
             drawn,
             offset,
@@ -300,19 +308,19 @@ class Serving:
             None if weight is None else weight[offset : offset + count],
             state.examples.size,
             {"draw": state.spec.draw, "mix": state.spec.mix, "weigh": weigher} if changed else None,
+            weighing_of(state.rule_of(drawn.step)) if changed else None,
         )
 
-    def _weight_of(self, drawn: BatchDrawn) -> Float32s | None:
+    def _weight_of(self, drawn: BatchDrawn, record: StepRecord | None) -> Float32s | None:
         """As draw_weight; made once for all ranks that are served the batch one after the other."""
         if self._weighed is None or self._weighed[0] is not drawn:
-            self._weighed = drawn, draw_weight(self.rule_of(drawn.step), drawn)
+            state = self._run.state()
+            rule, seed = state.rule_of(drawn.step), state.spec.seed
+            if record is None:
+                self._weighed = drawn, journaled_weight(rule, drawn, seed)
+            else:
+                self._weighed = drawn, draw_weight(rule, record, seed)
         return self._weighed[1]
-
-    def rule_of(self, step: int) -> weigh.Rule:
-        since, weigher = self._run.state().weigher_since(step)
-        if since not in self._rules:
-            self._rules[since] = weigh.parse(weigher)
-        return self._rules[since]
 
     def _draw(self) -> bool:
         """Draws the next batch if it may be drawn now."""
@@ -344,6 +352,9 @@ class Serving:
             outbox.end(error)
             return
         self.guard(outbox, partial(self._take_report, outbox, report, disposition))
+        state = self._run.state()
+        if rank.told_of_policy != state.policy_since and state.closed_steps >= state.policy_since + PATIENCE:
+            self._tell_missing(rank)
 
     def _take_report(self, outbox: Outbox, report: Report, disposition: Disposition) -> None:
         answer = Acknowledgement(report.step, report.offset, report.count, disposition)
@@ -357,20 +368,22 @@ class Serving:
         if asks and report.step in self._run.state().steps:
             self.weights.ask(report.step, report.offset, report.count, outbox)
         # Also what changes nothing is answered in turn: the report that it repeats must be durable first.
-        durable = self._run.write(events, partial(self.send_weights, report.step))
+        durable = self._run.write(events, self.send_weights)
         durable.then(partial(outbox.send, answer))
 
-    def send_weights(self, step: int) -> None:
-        state = self._run.state()
-        record = state.steps.get(step)
-        if record is not None and record.closed:
-            answers = list(self.weights.answers(self.rule_of(step), record))
-            for outbox, message in answers:
+    def send_weights(self) -> None:
+        """Answers whoever waits for weights that there are by now."""
+        answers = list(self.weights.answers(self._run.state()))
+        for outbox, message in answers:
+            if isinstance(message, RunError):
+                _log.error("step_not_weighed", run=self._run.name, why=str(message))
+                outbox.end(message)
+            else:
                 outbox.send(message)
-            if answers:
-                # Trainers stand still for these. The thread that writes them to the streams gets the interpreter lock
-                # now, and not in the middle of the next draw.
-                time.sleep(_GIVE_WAY_SECONDS)
+        if answers:
+            # Trainers stand still for these. The thread that writes them to the streams gets the interpreter lock
+            # now, and not in the middle of the next draw.
+            time.sleep(_GIVE_WAY_SECONDS)
 
     def _digest_of(self, step: int) -> int | None:
         drawn = self._run.log.journal.drawn(step)
@@ -384,7 +397,7 @@ class Serving:
         if self.draining or not len(self.ranks) or self.ranks.all_connected(state.attempts.world_size):
             self._waited_since.clear()
             return
-        waits = self.weights.awaited_steps()
+        waits = {one for step in self.weights.awaited_steps() for one in state.weights_wait_for(step)}
         awaited = state.awaited_step()
         if awaited is not None and any(r.credit > 0 and r.cursor == state.next_step for r in self.ranks):
             waits.add(awaited)
@@ -401,7 +414,7 @@ class Serving:
         record = state.steps.get(step)
         if record is not None and not record.closed:
             self._run.write_and_wait([StepClosed(step, reason)])
-            self.send_weights(step)
+            self.send_weights()
 
     def guard(self, outbox: Outbox, action: Callable[[], None]) -> None:
         """Ends the outbox with whatever `action` raises."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from steelyard_server.core.events import BatchDrawn, RunCreated
 from steelyard_server.runs.spec import RunSpec
-from steelyard_server.runs.state import Attempts, Counters, RunState
+from steelyard_server.runs.state import Attempts, Counters, Memory, RunState
 from steelyard_server.runs.steps import Observation, StepRecord
 
 AnyArray = npt.NDArray[Any]
@@ -48,6 +48,13 @@ def take(state: RunState, *, copy: bool = False) -> Snapshot:
         "counters": dataclasses.asdict(state.counters),
         "weighers": list(state.weighers),
         "drawer": state.get_drawer_state(),
+        "heard": list(state.heard),
+        "policy_since": state.policy_since,
+        "memories": {
+            name: _save_memory(name, memory, blobs)
+            for name, memory in (("drawn", state.drawn_memory), ("closed", state.closed_memory))
+            if memory is not None
+        },
     }
     return Snapshot(meta, blobs, state.examples.columns, state.dirty)
 
@@ -76,6 +83,11 @@ def restore(
     state.counters = Counters(**meta["counters"])
     state.weighers = [(int(step), rule) for step, rule in meta["weighers"]]
     state.drawer_state = meta["drawer"]
+    # What a state of before there were these has heard is not known: it has time to hear it again.
+    state.heard = list(meta.get("heard", []))
+    state.policy_since = int(meta.get("policy_since", state.closed_steps))
+    memories = {name: _load_memory(name, row, blobs) for name, row in meta.get("memories", {}).items()}
+    state.drawn_memory, state.closed_memory = memories.get("drawn"), memories.get("closed")
     return state
 
 
@@ -91,6 +103,10 @@ def _save_step(record: StepRecord, blobs: dict[str, AnyArray], *, copy: bool) ->
         blobs[f"{at}/weight"] = drawn.weight
     for name, values in record.signals.items():
         blobs[f"{at}/signal/{name}"] = values.copy() if copy else values
+    for name, values in record.columns.items():
+        blobs[f"{at}/column/{name}"] = values
+    if record.weights is not None:
+        blobs[f"{at}/weights"] = record.weights
     return {
         "step": drawn.step,
         "uniform_probability": drawn.uniform_probability,
@@ -100,6 +116,8 @@ def _save_step(record: StepRecord, blobs: dict[str, AnyArray], *, copy: bool) ->
         "signals": list(record.signals),
         "closed": record.closed,
         "folded": record.folded,
+        "columns": list(record.columns),
+        "failure": record.failure,
     }
 
 
@@ -121,7 +139,26 @@ def _load_step(row: Mapping[str, Any], blobs: Mapping[str, AnyArray]) -> StepRec
         signals={name: np.array(blobs[f"{at}/signal/{name}"], np.float32) for name in row["signals"]},
         closed=row["closed"],
         folded=row["folded"],
+        columns={name: blobs[f"{at}/column/{name}"] for name in row.get("columns", [])},
+        weights=blobs.get(f"{at}/weights"),
+        failure=row.get("failure", ""),
     )
+
+
+def _save_memory(name: str, memory: Memory, blobs: dict[str, AnyArray]) -> dict[str, Any]:
+    shapes = {}
+    for key, values in memory.past.items():
+        blobs[f"memory/{name}/{key}"] = values.ravel()
+        shapes[key] = list(values.shape)
+    return {"since": memory.since, "shapes": shapes}
+
+
+def _load_memory(name: str, row: Mapping[str, Any], blobs: Mapping[str, AnyArray]) -> Memory:
+    past = {
+        key: np.array(blobs[f"memory/{name}/{key}"], np.float64).reshape(shape)
+        for key, shape in row["shapes"].items()
+    }
+    return Memory(row["since"], past)
 
 
 def _save_observation(number: int, seen: Observation, blobs: dict[str, AnyArray]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from steelyard import wire
+from steelyard import weigh, wire
 from steelyard_server.core.events import (
     AttemptBegan,
     BatchDrawn,
@@ -32,12 +32,18 @@ from steelyard_server.core.events import (
 )
 from steelyard_server.policies.columns import SERVED, ascending
 from steelyard_server.policies.draw import Drawer, Examples
+from steelyard_server.policies.inputs import Input, missing, nearest
 from steelyard_server.policies.policy import Policy
+from steelyard_server.runs import rules
 from steelyard_server.runs.frozen_column import FrozenColumn
 from steelyard_server.runs.spec import RunSpec
 from steelyard_server.runs.steps import Observation, StepRecord
 
 COLUMN_CHUNK = 65536
+PATIENCE = 16
+"""Closed steps under a policy after which a signal that it reads and that never came is told of."""
+_MOST_HEARD = 64
+"""Signals whose names are kept; they come from trainers."""
 
 
 @dataclass(slots=True)
@@ -65,6 +71,14 @@ class Attempts:
         return self.tokens[-1] if self.tokens else ""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Memory:
+    """What a weigh rule that remembers has kept of the steps from `since` on, the first under it."""
+
+    since: int
+    past: rules.Past
+
+
 @dataclass(slots=True, eq=False)
 class HistoryEntry:
     """Folded losses on their way to the per-example history: one number per id (uint32[n]), in fold order."""
@@ -89,6 +103,14 @@ class RunState:
         self.steps: dict[int, StepRecord] = {}
         self.observed: list[Observation] = []
         self.weighers: list[tuple[int, Mapping[str, Any]]] = [(0, self.spec.weigh)]
+        # Of the rule in force at the last step drawn, and of that at the last one closed: they may be two.
+        self.drawn_memory: Memory | None = None
+        self.closed_memory: Memory | None = None
+        self._rules: dict[int, weigh.Rule] = {}
+        self.heard: list[str] = []
+        """The signals that have come with a finite value, in a report or an observation; whether they are read or
+        not."""
+        self.policy_since = 0
         self.attempts = Attempts()
         self.bookmarks: dict[str, int] = {}
         self.counters = Counters()
@@ -109,6 +131,7 @@ class RunState:
         self.derived = policy.derived
         self.listens = policy.listens
         self.reads_reports = policy.reads_reports
+        self.inputs = policy.inputs
 
     @property
     def drawer(self) -> Drawer:
@@ -137,6 +160,21 @@ class RunState:
         """Why the policy cannot draw the next batch, or None."""
         drawable = self.examples.size - len(self.examples.retired)
         return self.policy.too_small(drawable, self.spec.batch_size)
+
+    def missing_signals(self) -> tuple[Input, ...]:
+        """Those that the policy reads and that have not come, so that trainers should hear of it: a number of steps
+        was closed without, or the name is near to one that came."""
+        late = self.closed_steps >= self.policy_since + PATIENCE
+        return tuple(
+            one
+            for one in missing(self.inputs, self.heard, ())
+            if late or nearest(one.name, self.known_signals) is not None
+        )
+
+    @property
+    def known_signals(self) -> list[str]:
+        """Every report has losses."""
+        return ["loss", *self.heard]
 
     def peek_drawer(self) -> Drawer:
         """A drawer to ask, not to draw from: the run's own, or what will be that if no column changes before. O(size)
@@ -188,6 +226,24 @@ class RunState:
         older: tuple[int, Mapping[str, Any]] = next(one for one in reversed(self.weighers) if one[0] <= step)
         return older
 
+    def rule_of(self, step: int) -> weigh.Rule:
+        """As weigher_of."""
+        since, config = self.weigher_since(step)
+        if since == self.weighers[-1][0]:
+            return self.policy.weigh
+        if since not in self._rules:
+            self._rules[since] = weigh.parse(config)
+        return self._rules[since]
+
+    def weights_wait_for(self, step: int) -> list[int]:
+        """The steps that are not closed and must be before a drawn one that is weighed by its losses has weights."""
+        first = self.closed_steps if self.rule_of(step).remembers else step
+        return [
+            number
+            for number in range(first, step + 1)
+            if (record := self.steps.get(number)) is not None and not record.closed
+        ]
+
     def first_unreported(self, positions_of: Callable[[int], tuple[int, int]], start: int) -> int:
         """The first open step from `start` on of which `positions_of(batch size)`, an offset and a count, is not wholly
         reported; steps no longer in memory are closed."""
@@ -236,8 +292,13 @@ class RunState:
         self._fold_for_draw(event.step)
         self.drawer.prepare(event.step)
         self.drawer.set_draw_state(event.draw_state)
-        self.steps[event.step] = StepRecord.of(event)
+        record = self.steps[event.step] = StepRecord.of(event)
         self.next_step += 1
+        rule = self.policy.weigh
+        for name in rule.columns:
+            record.columns[name] = self.examples.columns[name][event.ids]
+        if rule.remembers and rules.at_draw(rule):
+            self.drawn_memory = self._weigh(record, self.drawn_memory)
         self.counters.served_ids += len(event.ids)
         self._fold_served(event.ids)
         self._expire(event.step - self.spec.report_window)
@@ -252,12 +313,21 @@ class RunState:
         self.counters.reported_losses += len(fresh)
         self.counters.nonfinite_losses += len(fresh) - int(np.count_nonzero(np.isfinite(fresh)))
         record.take(event.offset, event.signals)
+        self._hear(event.signals)
         if self.spec.staleness == "any":
             signals = {name: values[new] for name, values in event.signals.items()}
             self._fold(event.step, record.drawn.ids[at][new], signals)
         self._advance()
 
+    def _hear(self, signals: Mapping[str, Float32s]) -> None:
+        for name, values in signals.items():
+            if name in self.heard or not np.isfinite(values).any():
+                continue
+            if len(self.heard) < _MOST_HEARD or any(name == one.name for one in self.inputs):
+                self.heard.append(name)
+
     def _apply_observed(self, event: SignalsObserved) -> None:
+        self._hear(event.signals)
         if event.step is None:
             self._fold(self.next_step, event.ids, event.signals)
         elif self.spec.staleness == "any":
@@ -281,22 +351,26 @@ class RunState:
         self.spec = self.spec.model_copy(update=dict(event.policy))
         self._take_policy(self.spec.policy)
         self.weighers.append((self.next_step, self.spec.weigh))
+        self.policy_since = self.next_step
+        self._rules.clear()
         if not self.policy.draws_as(before):
             inherited = self.policy.inherited(before, state)
             for name in before.own if inherited is None else ():
                 del self.examples.columns[name], self.dirty[name]
-            self._add_columns()
-            self._drop_columns()
             self._drawer, self._peeked, self.drawer_state = None, None, inherited
+        self._add_columns()
+        self._drop_columns()
         self._advance()
 
     def _apply_column(self, event: ColumnSet) -> None:
         column = self.examples.columns.get(event.name)
         if column is None:
             return
-        # One that waits in a snapshot as its state must hear of the change too; one not needed yet reads it later.
-        drawer = self.drawer if self.get_drawer_state() is not None else None
-        self._peeked = None
+        drawer = None
+        if event.name not in self.policy.only_weighed:
+            # One that waits in a snapshot as its state must hear of it too; one not needed yet reads it later.
+            drawer = self.drawer if self.get_drawer_state() is not None else None
+            self._peeked = None
         self._keep(event.name, event.ids)
         column[event.ids] = event.values
         self._mark(event.name, event.ids)
@@ -347,9 +421,35 @@ class RunState:
     def _advance(self) -> None:
         """Moves the closed mark; a draw that reads no reports has them folded at once."""
         while (record := self.steps.get(self.closed_steps)) is not None and record.closed:
+            rule = self.rule_of(self.closed_steps)
+            if rule.remembers and not rules.at_draw(rule):
+                self.closed_memory = self._weigh(record, self.closed_memory)
             self.closed_steps += 1
         if not self.reads_reports or self.spec.staleness == "any":
             self._fold_steps(self.closed_steps)
+
+    def _weigh(self, record: StepRecord, memory: Memory | None) -> Memory | None:
+        """Has a rule that remembers weigh the next step; what it remembers then. Where it fails, it has forgotten
+        nothing, and the step has no weights."""
+        step, rule, seed = record.drawn.step, self.rule_of(record.drawn.step), self.spec.seed
+        since = self._weighed_alike_since(step)
+        past = memory.past if memory is not None and memory.since == since else None
+        try:
+            weights = rules.made(rule, record, seed, past)
+            if rules.at_draw(rule) or record.reported.any():
+                past = rules.remembered(rule, record, seed, past)
+        except rules.RuleFailed as failure:
+            record.failure = str(failure)
+        else:
+            record.weights = weights
+        return None if past is None else Memory(since, past)
+
+    def _weighed_alike_since(self, step: int) -> int:
+        """The first of the steps up to a drawn one that its rule weighs without a break."""
+        at = max(number for number, (since, _) in enumerate(self.weighers) if since <= step)
+        while at and self.weighers[at - 1][1] == self.weighers[at][1]:
+            at -= 1
+        return self.weighers[at][0]
 
     def _fold_steps(self, stop: int) -> None:
         """Folds the closed steps below `stop`, in step order, each with what was observed as of it."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from steelyard_server.policies.inputs import Input, explain, missing
 from steelyard_server.policies.mix.drawer import MixDrawer
 from steelyard_server.runs.log import RunLog
+from steelyard_server.runs.messages import MissingInput
 from steelyard_server.runs.state import RunState
 
 
@@ -38,6 +40,7 @@ class RunStats:
     journal_bytes: int
     ungrouped: int
     group_shares: tuple[float, ...]
+    missing_inputs: tuple[MissingInput, ...]
 
 
 def stats_of(state: RunState, tally: Mapping[str, int], connected: int, log: RunLog) -> RunStats:
@@ -65,7 +68,21 @@ def stats_of(state: RunState, tally: Mapping[str, int], connected: int, log: Run
         journal_bytes=log.journal.bytes_from(log.journal.first_seq()),
         ungrouped=drawer.ungrouped if isinstance(drawer, MixDrawer) else 0,
         group_shares=tuple(drawer.masses().tolist()) if isinstance(drawer, MixDrawer) else (),
+        missing_inputs=tuple(missing_input(one, state.known_signals) for one in _missing(state)),
     )
+
+
+def missing_input(one: Input, known: Sequence[str]) -> MissingInput:
+    """What trainers and the owner are told of it; `known`: the signals that have come."""
+    return MissingInput(one.name, explain(one, known), one.kind == "column")
+
+
+def _missing(state: RunState) -> tuple[Input, ...]:
+    """All that the policy reads and that has not come; losses only once they could have. O(size) a column."""
+    columns = state.examples.columns
+    empty = [one.name for one in state.inputs if one.kind == "column" and np.isnan(columns[one.name]).all()]
+    waited = state.closed_steps > state.policy_since
+    return tuple(one for one in missing(state.inputs, state.heard, empty) if waited or one.name != "loss")
 
 
 def _mean_loss(state: RunState) -> float:

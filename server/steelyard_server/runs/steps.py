@@ -13,13 +13,20 @@ from steelyard_server.core.events import BatchDrawn, Float32s, Ids
 
 @dataclass(slots=True, eq=False)
 class StepRecord:
-    """`reported` is bool[B], of which `missing` are not set; each signal float32[B], NaN where it was not reported."""
+    """`reported` is bool[B], of which `missing` are not set; each signal float32[B], NaN where it was not reported.
+
+    For the weigh rule of the step: `columns` are the static ones that it reads, float32[B] as of the draw; `weights`
+    float32[B] those that followed from its past, or `failure` why there are none.
+    """
 
     drawn: BatchDrawn
     reported: npt.NDArray[np.bool_]
     signals: dict[str, Float32s] = field(default_factory=dict)
     closed: bool = False
     folded: bool = False
+    columns: dict[str, Float32s] = field(default_factory=dict)
+    weights: Float32s | None = None
+    failure: str = ""
     missing: int = field(init=False)
 
     def __post_init__(self) -> None:

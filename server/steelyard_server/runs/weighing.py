@@ -1,4 +1,4 @@
-"""The weights of drawn batches: at the draw, or once the whole step is reported."""
+"""The weights of drawn batches on their way to trainers: with the batch, or once the whole step is reported."""
 
 from __future__ import annotations
 
@@ -8,36 +8,47 @@ import numpy as np
 
 from steelyard import weigh
 from steelyard_server.core.events import BatchDrawn, Float32s
-from steelyard_server.runs.messages import Outbox, Weights
+from steelyard_server.runs import rules
+from steelyard_server.runs.errors import Unready
+from steelyard_server.runs.messages import Outbox, Weighing, Weights
+from steelyard_server.runs.state import RunState
 from steelyard_server.runs.steps import StepRecord
 
 
-def draw_weight(rule: weigh.Rule, drawn: BatchDrawn) -> Float32s | None:
-    """float32[B] weights that follow from the draw alone; None where every one is 1 or the losses decide."""
-    if rule.reads != "probability":
-        return None
-    probability = drawn.probability
-    if probability is None:
-        probability = np.full(len(drawn.ids), drawn.uniform_probability)
-    weights = weigh.weights(
-        np.ones(len(drawn.ids), np.float32),
-        rule,
-        step=drawn.step,
-        probability=probability,
-        examples=round(1 / drawn.uniform_probability),
-    )
-    return np.asarray(weights, dtype=np.float32)
+def weighing_of(rule: weigh.Rule) -> Weighing:
+    """What a trainer has to do for the weights of a rule."""
+    if rules.at_draw(rule):
+        return Weighing.DRAW
+    if rule.remembers:
+        return Weighing.IN_ORDER
+    return Weighing.LOSSES if weigh.server_only(rule) is None else Weighing.SERVER
 
 
-def step_weights(rule: weigh.Rule, record: StepRecord) -> Float32s:
-    """float32[B]: the weights of a closed step; where losses decide, over the positions that were reported."""
-    if rule.reads == "probability":
-        weight = draw_weight(rule, record.drawn)
-        assert weight is not None
-        return weight
-    losses = record.signals.get("loss", np.zeros(len(record.reported), np.float32))
-    weights = weigh.weights(losses, rule, step=record.drawn.step, mask=record.reported)
-    return np.asarray(weights, dtype=np.float32)
+def draw_weight(rule: weigh.Rule, record: StepRecord, seed: int) -> Float32s | None:
+    """float32[B] weights that are known at the draw; None where every one is 1 or the losses decide. Unready: the
+    rule failed."""
+    return _weights(rule, record, seed) if rules.at_draw(rule) else None
+
+
+def journaled_weight(rule: weigh.Rule, drawn: BatchDrawn, seed: int) -> Float32s | None:
+    """As draw_weight, of a batch that has left memory. Unready: what its weights followed from has left it too."""
+    if rules.at_draw(rule) and rules.needs_fold(rule):
+        raise Unready(
+            f"step {drawn.step} has left memory, and with it what the weigh rule {rule.method!r} had read"
+        )
+    return draw_weight(rule, StepRecord.of(drawn), seed)
+
+
+def step_weights(rule: weigh.Rule, record: StepRecord, seed: int) -> Float32s | None:
+    """float32[B]: the weights of a step that is weighed, None where every one is 1. Unready: the rule failed."""
+    return _weights(rule, record, seed)
+
+
+def _weights(rule: weigh.Rule, record: StepRecord, seed: int) -> Float32s | None:
+    try:
+        return rules.weights_of(rule, record, seed)
+    except rules.RuleFailed as error:
+        raise Unready(str(error)) from error
 
 
 class StepWeights:
@@ -57,17 +68,28 @@ class StepWeights:
     def forget_waiters(self) -> None:
         self._waiting.clear()
 
-    def answers(self, rule: weigh.Rule, record: StepRecord) -> Iterator[tuple[Outbox, Weights]]:
-        """What the waiters of a closed step get. They are then no longer waiting."""
-        step = record.drawn.step
-        for offset, count, outbox in self._waiting.pop(step, []):
-            yield outbox, Weights(step, offset, self.of(rule, record)[offset : offset + count])
+    def answers(self, state: RunState) -> Iterator[tuple[Outbox, Weights | Unready]]:
+        """What the waiters of each step get that can be weighed now. They are then no longer waiting. Unready: the rule
+        failed."""
+        for step in sorted(self._waiting):
+            record = state.steps.get(step)
+            if record is None or not rules.is_weighed(state.rule_of(step), record):
+                continue
+            for offset, count, outbox in self._waiting.pop(step):
+                try:
+                    weights = self.of(state, record)
+                except Unready as failure:
+                    yield outbox, failure
+                else:
+                    yield outbox, Weights(step, offset, weights[offset : offset + count])
 
-    def of(self, rule: weigh.Rule, record: StepRecord) -> Float32s:
-        """float32[B]: the weights of a closed step, over the positions that were reported."""
+    def of(self, state: RunState, record: StepRecord) -> Float32s:
+        """float32[B]: the weights of a step that is weighed, over the positions that were reported. Unready: the rule
+        failed."""
         step = record.drawn.step
         if step not in self._known:
-            self._known[step] = step_weights(rule, record)
+            weights = step_weights(state.rule_of(step), record, state.spec.seed)
+            self._known[step] = np.ones(len(record.reported), np.float32) if weights is None else weights
             for old in [known for known in self._known if known < step - 64]:
                 del self._known[old]
         return self._known[step]

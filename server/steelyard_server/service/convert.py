@@ -21,10 +21,12 @@ from steelyard_server.runs.messages import (
     Disposition,
     Join,
     Joined,
+    MissingInput,
     Outgoing,
     Refusal,
     Report,
     Slice,
+    Weighing,
     Weights,
 )
 from steelyard_server.runs.ownership import RunInfo
@@ -37,6 +39,12 @@ _DISPOSITIONS = {
     Disposition.APPLIED: trainer_pb2.DISPOSITION_APPLIED,
     Disposition.DUPLICATE: trainer_pb2.DISPOSITION_DUPLICATE,
     Disposition.LATE: trainer_pb2.DISPOSITION_LATE,
+}
+_WEIGHINGS = {
+    Weighing.DRAW: trainer_pb2.WEIGHING_DRAW,
+    Weighing.LOSSES: trainer_pb2.WEIGHING_LOSSES,
+    Weighing.SERVER: trainer_pb2.WEIGHING_SERVER,
+    Weighing.IN_ORDER: trainer_pb2.WEIGHING_IN_ORDER,
 }
 _ON_NONFINITE = {
     runs_pb2.ON_NONFINITE_UNSPECIFIED: "skip",
@@ -138,7 +146,7 @@ def spec_of(message: runs_pb2.RunSpec) -> RunSpec:
         "seed": message.seed,
         "draw": draw or {"method": "shuffle"},
         "mix": mix,
-        "weigh": weigher or {"method": "uniform"},
+        "weigh": weigher or {},
         "on_nonfinite": _ON_NONFINITE.get(message.on_nonfinite, message.on_nonfinite),
     }
     bound = message.staleness.WhichOneof("bound")
@@ -198,11 +206,17 @@ def run(info: RunInfo, parent: tuple[str, int]) -> runs_pb2.Run:
         bookmarks=[runs_pb2.Bookmark(name=name, step=step) for name, step in sorted(info.bookmarks.items())],
         parent=parent[0],
         parent_step=parent[1],
+        missing_inputs=map(missing_input, info.missing_inputs),
     )
+
+
+def missing_input(value: MissingInput) -> runs_pb2.MissingInput:
+    return runs_pb2.MissingInput(name=value.name, text=value.text, column=value.column)
 
 
 def stats(value: RunStats) -> runs_pb2.GetStatsResponse:
     fields = {name: getattr(value, name) for name in RunStats.__dataclass_fields__}
+    fields["missing_inputs"] = map(missing_input, value.missing_inputs)
     fields["never_reported"] = -1 if value.never_reported is None else value.never_reported
     return runs_pb2.GetStatsResponse(**fields)
 
@@ -315,6 +329,8 @@ def _fill(part: trainer_pb2.RunMessage, message: Outgoing) -> None:
             refusal.message = text
         case Joined():
             part.joined.CopyFrom(_joined(message))
+        case MissingInput():
+            part.missing_input.CopyFrom(missing_input(message))
 
 
 def _joined(message: Joined) -> trainer_pb2.Joined:
@@ -324,7 +340,8 @@ def _joined(message: Joined) -> trainer_pb2.Joined:
         start_step=message.start_step,
         attempt=message.attempt,
         reads_reports=message.reads_reports,
-        weighs_losses=message.weighs_losses,
+        weighs_losses=message.weighing is not Weighing.DRAW,
+        weighing=_WEIGHINGS[message.weighing],
     )
 
 
@@ -345,6 +362,8 @@ def _fill_batch(answer: trainer_pb2.Batch, message: Slice) -> None:
         _fill_array(answer.weight, message.weight, _FLOAT32, arrays_pb2.DTYPE_FLOAT32)
     if message.policy is not None:
         answer.policy.CopyFrom(policy(message.policy))
+    if message.weighing is not None:
+        answer.weighing = _WEIGHINGS[message.weighing]
 
 
 def _fill_array(

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from steelyard import weigh
 from steelyard_server.core.events import (
     BatchDrawn,
     DatasetGrown,
@@ -179,12 +178,11 @@ def _learn(standing: Standing, story: Story, changes: int) -> None:
 
 
 def _served(state: RunState, drawn: BatchDrawn) -> Served:
-    rule = weigh.parse(state.spec.weigh)
+    rule, record = state.rule_of(drawn.step), state.steps[drawn.step]
     count = len(drawn.ids)
-    weight = draw_weight(rule, drawn)
+    weight = draw_weight(rule, record, state.spec.seed)
     weight = np.ones(count, np.float32) if weight is None else weight
-    record = state.steps[drawn.step]
-    answered = StepWeights().of(rule, record) if rule.reads == "losses" and record.closed else weight
+    answered = StepWeights().of(state, record) if rule.reads == "losses" and record.closed else weight
     probability = drawn.probability
     if probability is None:
         probability = np.full(count, drawn.uniform_probability)
