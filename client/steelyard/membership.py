@@ -111,7 +111,6 @@ class Membership:
 
     def next_batch(self, limit: float) -> Batch:
         """The next batch. Session.next says what is raised."""
-        self.warn()
         with self._lock:
             began = time.monotonic()
             while True:

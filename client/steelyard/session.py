@@ -186,7 +186,9 @@ class Session:
         Warns (MissingSignalWarning), once a name, of signals that the policy reads and that reports do not have.
         ReportRefused: an earlier report was refused; the batch is still there for the next call.
         """
-        return self._member.next_batch(self._limit(timeout))
+        limit = self._limit(timeout)
+        self._member.warn()
+        return self._member.next_batch(limit)
 
     def __iter__(self) -> Session:
         return self
