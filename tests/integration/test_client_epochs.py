@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,31 @@ def test_a_kill_in_an_epoch_and_a_way_back_across_its_choice_change_no_batch(
         forked = run.fork("beside", step=6)
         with forked.join() as session:
             assert train(session, STEPS) == {at: expected[at] for at in range(6, STEPS)}
+
+
+def test_the_weights_of_infobatch_reach_the_trainer_and_make_good_for_what_it_leaves_out(
+    tmp_path: Path,
+) -> None:
+    with steelyard.local(tmp_path) as client:
+        client.create_dataset("d", 64)
+        run = client.create_run(
+            "r", dataset="d", batch_size=16, staleness=0, **POLICIES["a subset with weights"]
+        )
+        with run.join() as session:
+            for _ in range(4):
+                batch = session.next()
+                assert session.report(batch, np.where(batch.ids < 40, 0.1, 2.0)).tolist() == [1.0] * 16
+            served: Counter[float] = Counter()
+            total, epoch = 0.0, 0
+            while epoch < 44:
+                batch = session.next()
+                weights = session.report(batch, np.where(batch.ids < 40, 0.1, 2.0))
+                rest = min(16, 44 - epoch)
+                assert (weights == np.where(batch.ids < 40, 2.0, 1.0)).all()
+                served.update(weights[:rest].tolist())
+                total, epoch = total + float(weights[:rest].sum()), epoch + 16
+        assert served == {2.0: 20, 1.0: 24}
+        assert total == 64
 
 
 def test_a_run_changes_to_a_chosen_epoch_and_back_at_an_exact_step(tmp_path: Path) -> None:
