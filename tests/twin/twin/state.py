@@ -29,6 +29,9 @@ DRAW_DEFAULTS: dict[str, dict[str, Any]] = {
         "sampling": "distinct",
         "unseen": "max",
         "ema_decay": 0.9,
+        # Of transforms that the twin does not know.
+        "keep": 0.5,
+        "refresh_steps": None,
     },
 }
 
