@@ -36,6 +36,12 @@ def missing(entry: Entry, root: Path = ROOT) -> list[str]:
     return found
 
 
+def test_no_method_lacks_a_source_a_word_on_what_was_never_reported_or_a_test() -> None:
+    methods = entries()
+    assert {entry.family for entry in methods} == {"draw", "mix", "weigh"}
+    assert [fault for entry in methods for fault in missing(entry)] == []
+
+
 def test_no_test_of_a_method_is_left_without_its_method() -> None:
     known = {(entry.family, f"test_{entry.name}.py") for entry in entries()}
     folders = [ROOT / "tests" / "methods" / family.family for family in FAMILIES]
@@ -61,6 +67,11 @@ def test_a_method_without_a_test_or_a_line_on_a_parameter_is_seen(tmp_path: Path
 def page(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(PAGE), *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_page_of_methods_is_fresh() -> None:
+    done = page("--check")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_page_that_is_stale_or_missing_is_seen(tmp_path: Path) -> None:
