@@ -26,6 +26,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "reducr": {"weigh": {"method": "reducr", "keep": 0.5, "eta": 0.5}},
     "rho_loss": {"weigh": {"method": "rho_loss", "keep": 0.5}},
     "mask_top": {"weigh": {"method": "mask_top", "share": 0.3, "pool": 2.0, "signal": "salience"}},
+    # Without a word on how to weigh: what the draw gives is handed on.
+    "infobatch": {"draw": {"method": "infobatch"}, "staleness": 1},
     "linear_curriculum": {"weigh": {"method": "linear_curriculum", "end_step": 15}},
     "run_max": {
         "draw": SCORED,

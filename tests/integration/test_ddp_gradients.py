@@ -35,6 +35,13 @@ RULES: dict[str, dict[str, Any]] = {
     **{name: {"method": name, "r": 0.4} for name in ("linupper", "quadratic", "extremes", "upper")},
     "importance": {"method": "importance"},
 }
+SPARSE: dict[str, dict[str, Any]] = {
+    # One of the batch: the slice of the other rank weighs nothing at all.
+    "top_k": {"method": "top_k", "k": 1},
+    # Only the server can: it remembers and draws lots.
+    "selective_backprop": {"method": "selective_backprop", "beta": 1.0, "warmup_steps": 1},
+    "rho_loss": {"method": "rho_loss", "reference": "quality", "keep": 0.5},
+}
 GRADED = {"method": "scored", "score": "quality", "sampling": "independent"}
 # A whole job, with the imports of every rank, on a busy machine.
 DEADLINE = 90.0
@@ -47,7 +54,7 @@ _spec.loader.exec_module(ddp_rank)
 
 
 def policy(name: str) -> dict[str, Any]:
-    options: dict[str, Any] = {"weigh": RULES[name], "batch_size": 8, "seed": 4}
+    options: dict[str, Any] = {"weigh": {**RULES, **SPARSE}[name], "batch_size": 8, "seed": 4}
     return {**options, "draw": GRADED} if name == "importance" else options
 
 
@@ -61,6 +68,8 @@ def cases(world_size: int) -> dict[str, dict[str, Any]]:
     return {
         **{name: {**whole, "options": policy(name)} for name in RULES},
         **{f"{name}, uneven": {**whole, "options": options} for name, options in uneven.items()},
+        **{name: {**whole, "options": policy(name)} for name in SPARSE},
+        **{f"{name}, uneven": {**whole, "options": {**policy(name), "batch_size": 7}} for name in SPARSE},
         "micro-batches, uniform": {**whole, "options": uneven["uniform"], "micro_batches": 3},
         "micro-batches, linupper": {**whole, "options": uneven["linupper"], "micro_batches": 3},
         "micro-batches, importance": {**whole, "options": uneven["importance"], "micro_batches": 2},
@@ -156,6 +165,17 @@ def check(results: list[dict[str, Any]], expected: dict[str, Any]) -> None:
 def test_gradients_of_two_ranks_are_those_of_one_process(two, alone, rule, suffix):
     name = rule + suffix
     check(two[name], alone(cases(2)[name]["options"]))
+
+
+@pytest.mark.parametrize("suffix", ["", ", uneven"])
+@pytest.mark.parametrize("rule", SPARSE)
+def test_what_is_left_out_of_a_batch_has_no_part_in_the_gradients(client, two, alone, rule, suffix):
+    name = rule + suffix
+    check(two[name], alone(cases(2)[name]["options"]))
+    run = client.run(f"ranks2-{list(cases(2)).index(name)}")
+    weights = [run.batch(step).weight for step in range(STEPS)]
+    assert any((weight == 0).any() for weight in weights)
+    assert all(weight.sum() == pytest.approx(len(weight)) for weight in weights)
 
 
 @pytest.mark.parametrize("rule", RULES)
