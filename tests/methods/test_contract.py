@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -403,6 +405,18 @@ def test_a_method_is_known_by_its_name_only_while_it_is_tried(method_contract: C
     with pytest.raises(AssertionError):
         method_contract(_RandomMix)
     assert all("planted" not in family for family in FAMILIES)
+
+
+def test_a_weigh_rule_is_tried_where_the_server_is_not_installed() -> None:
+    script = (
+        "import sys; sys.modules['steelyard_server'] = sys.modules['pydantic'] = None\n"
+        "from steelyard.testing.contract import check\n"
+        "check({'method': 'linupper'})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("method", [{"method": "no_such"}, {}, int])
