@@ -134,6 +134,23 @@ def test_a_distinct_batch_is_found_where_the_pool_meets_the_end_of_an_epoch(begi
         run.check()
 
 
+def test_the_copies_among_fewer_are_those_of_a_distinct_draw_from_the_same_pool(begin: Any) -> None:
+    losses = np.random.default_rng(12).gamma(1.0, size=100)
+    run = begin(
+        {"method": "candidate_pool", "pool": 3, "r": 0.2}, 100, batch_size=10, signals={"loss": losses}
+    )
+    drawn = run.draw()
+    assert drawn.probability is not None
+    assert run.drawer.copies(drawn.ids, 10) == pytest.approx(drawn.probability * 10, rel=1e-9)
+    candidates = np.sort(run.drawer._shuffle.draw(0, 30).ids)
+    for count in (1, 5, 30):
+        copies = run.drawer.copies(candidates, count)
+        assert copies.sum() == pytest.approx(count * 30 / 100, rel=1e-9)
+        assert copies.max() <= 0.3 * (1 + 1e-12)
+    outside = np.setdiff1d(np.arange(100), candidates)
+    assert run.drawer.copies(outside, 5).tolist() == [0.0] * 70
+
+
 # ---- what it is for ----
 
 

@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from steelyard_server.core.events import BatchDrawn, DatasetGrown, IdsRetired, LossesReported
+from steelyard_server.core.events import (
+    BatchDrawn,
+    ColumnSet,
+    DatasetGrown,
+    IdsRetired,
+    LossesReported,
+    RunCreated,
+)
 from steelyard_server.policies.policy import PolicyError, parse_policy
+from steelyard_server.runs.spec import parse_spec
+from steelyard_server.runs.state import RunState
 
 ERROR_RATE = 1e-6
 """Chance that a right draw fails a statistical test, had the seed not been fixed."""
@@ -162,3 +171,26 @@ def test_losses_are_not_weighed_by_as_well_though_no_column_is_read() -> None:
     ):
         parse_policy(HISTORY, {"method": "linupper"})
     parse_policy({**HISTORY, "signal": "grad_norm"}, {"method": "linupper"})
+
+
+@pytest.mark.parametrize("draw", [HISTORY, {"method": "grad_norm_mix", "refresh_steps": 1}], ids=str)
+def test_a_mix_that_listens_to_another_signal_does_not_disturb_it(draw: dict[str, Any]) -> None:
+    spec = {
+        "name": "r",
+        "dataset": "d",
+        "batch_size": 4,
+        "seed": 1,
+        "staleness": 0,
+        "draw": {**draw, "signal": "norm"},
+        "mix": {"method": "group_dro"},
+        "weigh": {"method": "uniform"},
+    }
+    run = RunState(RunCreated(parse_spec(spec).model_dump(mode="json"), 12))
+    run.apply(ColumnSet("group", np.arange(12), (np.arange(12) % 2).astype(np.float32)))
+    for with_norm in (False, True, False):
+        drawn = run.draw()
+        run.apply(drawn)
+        signals = {"loss": np.ones(4, np.float32), **({"norm": np.ones(4, np.float32)} if with_norm else {})}
+        run.apply(LossesReported(drawn.step, 0, signals))
+    run.draw()
+    run.check()

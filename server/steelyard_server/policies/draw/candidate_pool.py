@@ -28,7 +28,7 @@ from pydantic import Field
 from steelyard.source import Source
 from steelyard_server.core import exact
 from steelyard_server.core.random import Purpose, bits
-from steelyard_server.core.sampling import Sampling, sample
+from steelyard_server.core.sampling import Sampling, distinct_copies, sample
 from steelyard_server.core.tree import Law, MassTree
 from steelyard_server.policies.columns import Derived
 from steelyard_server.policies.draw.contract import Drawer, Drawn, Examples, Float32s, Ids
@@ -140,6 +140,15 @@ class _PoolDrawer(Drawer):
         in_pool = len(pool.ids) / self.drawable
         return Drawn(pool.ids[chosen.ids], chosen.probability * in_pool, 1.0 / self.drawable, pool.draw_state)
 
+    def copies(self, ids: Ids, count: int) -> Float64s | None:
+        if self._draw.sampling is not Sampling.DISTINCT:
+            return None
+        # The place in the shuffle moves with the draw's state alone, so that these are the candidates of the last draw.
+        pool = self._pool(0, count)
+        found = np.minimum(np.searchsorted(pool.ids, ids), len(pool.ids) - 1)
+        copies = distinct_copies(pool.tree, Law(), found, count) * (len(pool.ids) / self.drawable)
+        return np.where(pool.ids[found] == ids, copies, 0.0)
+
     def changed(self, ids: Ids) -> None:
         pass
 
@@ -183,14 +192,18 @@ class _PoolDrawer(Drawer):
         return self._examples.columns[self._draw.derived[0].name]
 
     def _pool(self, step: int, count: int) -> _Pool:
-        """Where the stream meets the end of an epoch an id may come twice, which makes one candidate."""
+        """The candidates for `count` places: `pool` whole batches, whatever the count, but as many as are needed.
+
+        Where the stream meets the end of an epoch an id may come twice, which makes one candidate.
+        """
         drawable = self.drawable
-        take = min(self._draw.pool * count, drawable)
+        least = min(count, drawable) if self._draw.sampling is Sampling.DISTINCT else 1
+        take = min(self._draw.pool * self._batch_size, drawable)
         while True:
             stream = self._shuffle.draw(step, take)
             ids = np.unique(stream.ids)
-            if len(ids) >= min(count, drawable):
+            if len(ids) >= least:
                 break
-            take += min(count, drawable)
+            take += least
         weights = self._draw.log2_weights(self._losses[ids].astype(np.float64))
         return _Pool(ids, MassTree(exact.quantise(weights, _BITS)), stream.draw_state)

@@ -84,13 +84,26 @@ class GradNormMix(RefreshedDraw):
 class _GradNormDrawer(RefreshedDrawer):
     """Keeps the norms of the epoch, and forgets them when the next one begins."""
 
+    def __init__(
+        self,
+        draw: GradNormMix,
+        examples: Examples,
+        seed: int,
+        batch_size: int,
+        state: Mapping[str, Any] | None,
+    ) -> None:
+        super().__init__(draw, examples, seed, batch_size, state)
+        self._signal = draw.signal
+
     def refresh(self, step: int) -> None:
         super().refresh(step)
         known = np.flatnonzero(~np.isnan(self._examples.columns[_NORM]))
         self._examples.put(_NORM, known, np.full(len(known), np.nan, np.float32))
 
     def folded(self, step: int, ids: Ids, signals: Mapping[str, Float32s]) -> None:
-        (values,) = signals.values()
+        values = signals.get(self._signal)
+        if values is None:
+            return
         known = ~np.isnan(values)
         once = ascending(ids[known])
         norms = self._examples.columns[_NORM][once]

@@ -89,18 +89,21 @@ class _CacheDrawer(ScoredDrawer):
     ) -> None:
         by = ByColumn(_SCORE, unseen="none", floor=1.0 - draw.cache_prob, sampling=draw.sampling)
         super().__init__(by, examples, seed, batch_size, None if state is None else state["scale"])
+        self._signal = draw.signal
         self._smooth = draw.smooth
         self._stale_after = draw.stale_after
         self._newest: int | None = None if state is None else state["newest"]
         self._cached = {} if self._newest is None else self._found(self._newest)
 
     def folded(self, step: int, ids: Ids, signals: Mapping[str, Float32s]) -> None:
+        values = signals.get(self._signal)
+        if values is None:
+            return
         if self._newest is None or step > self._newest:
             self._newest = step
             self._drop()
         if step <= self._newest - self._stale_after:
             return
-        (values,) = signals.values()
         known = ~np.isnan(values)
         at = last_occurrence(ids[known])
         once, last = ids[known][at], values[known][at].astype(np.float64)
