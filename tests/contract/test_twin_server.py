@@ -74,6 +74,7 @@ WEIGHS: list[dict[str, Any]] = [
     {"method": "uniform"},
     {"method": "importance", "beta": 0.7, "normalise": "batch_max"},
     {"method": "importance"},
+    {"method": "importance", "beta": 0.6, "normalise": "run_max"},
     {"method": "linupper", "r": 0.4, "warmup_steps": 2},
     {"method": "quadratic", "where": "server"},
     {"method": "extremes", "delta": 2.0},
@@ -348,8 +349,7 @@ class Machine(RuleBasedStateMachine):
         assert batch.ids.tolist() == served.ids[part], batch.step
         assert batch.probability.tolist() == served.probability[part], batch.step
         assert (batch.state_version, batch.digest) == (served.version, served.digest), batch.step
-        rule = run.twin.state.rule_of(batch.step)
-        weight = weights.by_probability(rule, served.probability, served.drawable)[part]
+        weight = run.twin.state.weights_by_draw(batch.step)[part]
         np.testing.assert_allclose(batch.weight, weight, rtol=1e-6)
         member.batches[batch.step] = batch
         member.owed.add(batch.step)
@@ -853,7 +853,7 @@ def connected(run: Driven) -> int:
 
 def weights_without_losses(state: Any, step: int) -> list[float]:
     served = state.steps[step]
-    by_draw = weights.by_probability(state.rule_of(step), served.probability, served.drawable)
+    by_draw: list[float] = state.weights_by_draw(step)
     if state.rule_of(step)["method"] == "uniform":
         return [weight if known else 0.0 for weight, known in zip(by_draw, served.reported, strict=True)]
     return by_draw

@@ -131,9 +131,10 @@ def train(
     world_size: int = 2,
     salt: int = 0,
     process: ServerProcess | None = None,
+    stop: str = "kill",
 ) -> dict[int, npt.NDArray[np.float32]]:
     """What the ranks are told that each step weighs, put together. They report some steps in any order; halfway, with
-    reports and answers under way, `process` is killed and started again."""
+    reports and answers under way, `process` is stopped and started again."""
     attempt, order = f"t{next(numbers)}", np.random.default_rng(5)
     ranks = [
         run.join(rank, world_size, start, attempt, timeout=WAIT, reconnect_timeout=WAIT)
@@ -151,7 +152,7 @@ def train(
                 batch, loss(batch, salt), signals=salience(batch)
             )
         if process is not None and chunk >= steps // 2:
-            process.kill()
+            {"kill": process.kill, "terminate": process.terminate}[stop]()
             process.start()
             process = None
         for step, rank in sorted(answers):
@@ -191,6 +192,16 @@ def test_trainers_are_told_the_weights_of_the_rule_whatever_is_killed_meanwhile(
     assert len({weights.tobytes() for weights in told.values()}) > 3
     for step in range(12):
         np.testing.assert_array_equal(run.batch(step).weight, told[step])
+
+
+@pytest.mark.parametrize("name", ["selective_backprop", "mask_top", "linear_curriculum"])
+def test_a_checkpoint_keeps_what_a_rule_remembers(
+    process: ServerProcess, client: steelyard.Client, name: str
+) -> None:
+    """A server that is asked to stop makes one, and replays nothing when it starts."""
+    run = run_of(client, **POLICIES[name])
+    told = train(run, 12, process=process, stop="terminate")
+    same(told, offline(run), range(12))
 
 
 @every_policy

@@ -106,3 +106,11 @@ def test_bytes_that_are_no_known_event_are_refused(payload: bytes) -> None:
 def test_a_report_of_nothing_but_zeros_is_an_event() -> None:
     event = LossesReported(0, 0, {})
     assert same(decode(encode(event)), event)
+
+
+def test_a_weight_of_another_type_is_refused() -> None:
+    drawn = BatchDrawn(8, IDS, None, 1 / 3, 0, 1, {}, np.ones(4, np.float32))
+    message = events_pb2.Event.FromString(encode(drawn))
+    message.batch_drawn.weight.CopyFrom(message.batch_drawn.ids)
+    with pytest.raises(ValueError, match="expected float32 values, found uint32"):
+        decode(message.SerializeToString())

@@ -55,13 +55,16 @@ DRAWS: list[dict[str, Any]] = [
     {"method": "scored", "sampling": "independent", "score": "quality", "transform": "identity"},
 ]
 
+RUN_MAX = {"method": "importance", "normalise": "run_max"}
+"""It remembers, which is part of the fold."""
+
 
 def f32(values: Sequence[float]) -> e.Float32s:
     return np.array(values, np.float32)
 
 
 def specification(batch_size: int, staleness: int | str, seed: int, draw: dict[str, Any]) -> dict[str, Any]:
-    policy = parse_policy(draw, {"method": "uniform"}).canonical()
+    policy = parse_policy(draw, RUN_MAX).canonical()
     rest = {"name": "r", "dataset": "d", "batch_size": batch_size, "seed": seed, "staleness": staleness}
     return {**rest, "history_size": 8, "on_nonfinite": "skip", **policy}
 
@@ -257,7 +260,7 @@ class Fold(RuleBasedStateMachine):
 
     @rule(draw=st.sampled_from(DRAWS))
     def change_policy(self, draw: dict[str, Any]) -> None:
-        policy = parse_policy(draw, {"method": "uniform"}).canonical()
+        policy = parse_policy(draw, RUN_MAX).canonical()
         if policy["draw"] == self.twin.draw:
             return
         kept = set(self.run.examples.columns)

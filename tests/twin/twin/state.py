@@ -146,12 +146,23 @@ class State:
 
     def weights_of(self, step: int) -> list[float]:
         """By the losses once the step is closed, by the probability from the draw on."""
-        rule, served = self.rule_of(step), self.steps[step]
-        if not weights.reads_losses(rule):
-            return weights.by_probability(rule, served.probability, served.drawable)
+        served = self.steps[step]
+        if not weights.reads_losses(self.rule_of(step)):
+            return self.weights_by_draw(step)
         if not served.closed:
             return [1.0] * self.batch_size
         return self.weights_by_losses(step)
+
+    def weights_by_draw(self, step: int) -> list[float]:
+        """Where the rule says so, over the greatest that was drawn since it is in force without a break."""
+        at = max(number for number, (since, _) in enumerate(self.rules) if since <= step)
+        rule = self.rules[at][1]
+        while at and self.rules[at - 1][1] == rule:
+            at -= 1
+        alike = self.steps[self.rules[at][0] : step + 1]
+        highest = max(1 / (one.drawable * p) for one in alike for p in one.probability)
+        served = self.steps[step]
+        return weights.by_probability(rule, served.probability, served.drawable, highest)
 
     def weights_by_losses(self, step: int) -> list[float]:
         served = self.steps[step]

@@ -26,12 +26,15 @@ def reads_losses(weigh: Mapping[str, Any]) -> bool:
     return weigh["method"] in SCORES
 
 
-def by_probability(weigh: Mapping[str, Any], probability: Sequence[float], examples: int) -> list[float]:
-    """(1 / (N p))^beta, over the greatest of the batch where the rule says so; 1 under other rules."""
+def by_probability(
+    weigh: Mapping[str, Any], probability: Sequence[float], examples: int, highest: float
+) -> list[float]:
+    """(1 / (N p))^beta, over the greatest of the batch, or that of `highest`, where the rule says so; 1 under other
+    rules."""
     if weigh["method"] != "importance":
         return [1.0] * len(probability)
     plain = [(1 / (examples * p)) ** weigh["beta"] for p in probability]
-    top = max(plain) if weigh["normalise"] == "batch_max" else 1.0
+    top = {"none": 1.0, "batch_max": max(plain), "run_max": highest ** weigh["beta"]}[weigh["normalise"]]
     return [one / top for one in plain]
 
 
