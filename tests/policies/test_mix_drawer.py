@@ -418,13 +418,21 @@ def test_retired_ids_leave_their_group() -> None:
 def test_a_selection_within_groups_is_made_before_the_first_draw_and_kept() -> None:
     quality = [1, 2, 3, 4, 5, 6, 7, 8]
     life = Life(Best(), SHUFFLE, [0, 0, 0, 0, 1, 1, 1, 1], 4, quality=quality)
+    life.grow(1)
     assert sorted(life.step(0).ids.tolist()) == [2, 3, 6, 7]
-    assert life.examples.columns[KEPT].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
-    assert life.drawer.ungrouped == 4
+    assert life.examples.columns[KEPT][:8].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+    assert life.drawer.ungrouped == 5
     same(life.again(life.drawer.get_state()).draw(1), life.drawer.draw(1))
-    # Another group is another selection: of 0 1 2, of 3, and of the other four.
+    # Another group is another selection, also for one that was not kept: now of 1 2 3, and of 0 with the others.
+    life.set("group", [0], [1])
+    assert sorted({one for step in range(1, 5) for one in life.step(step).ids.tolist()}) == [2, 3, 5, 6, 7]
+    life.set("group", [0], [0])
+    # Of 0 1 2, of 3, and of the other four.
     life.set("group", [3], [2])
     assert sorted({one for step in range(1, 5) for one in life.step(step).ids.tolist()}) == [1, 2, 3, 6, 7]
+    life.set("quality", [8], [9])
+    life.set("group", [8], [2])
+    assert sorted({one for step in range(5, 9) for one in life.step(step).ids.tolist()}) == [1, 2, 6, 7, 8]
     life.drawer.check()
 
 

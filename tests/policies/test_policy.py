@@ -199,5 +199,5 @@ def test_a_mix_that_does_not_fit_the_groups_says_what_there_is() -> None:
     assert "none has one" in str(policy.misfit(lambda name: groups, np.array([0, 1, 2]), 2))
     distinct = parse_policy(SCORED, UNIFORM, STATIC)
     misfit = distinct.misfit(lambda name: np.minimum(groups, 1), none, 4)
-    assert "got 3 with a group in column 'group'" in str(misfit)
+    assert "got 3 in the groups of column 'group'" in str(misfit)
     assert parse_policy(SCORED, UNIFORM).misfit(lambda name: groups, none, 9) is None

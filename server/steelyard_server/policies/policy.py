@@ -139,16 +139,19 @@ class Policy:
         """Why the mix cannot serve a dataset with these columns and retired ids; None where it can. O(size)."""
         if self.mix is None:
             return None
-        sizes = groups.sizes_of(groups.group_ids(column(self.mix.group)), retired)
-        drawable = int(sizes.sum())
-        if not drawable:
+        of = groups.group_ids(column(self.mix.group))
+        sizes = groups.sizes_of(of, retired)
+        if not sizes.any():
             return f"mix: expected examples with a group in column {self.mix.group!r}; none has one"
         try:
             self.mix.start(sizes)
         except ValueError as error:
             return str(error)
-        reason = self.draw.too_small(drawable, batch_size)
-        return reason and f"{reason} with a group in column {self.mix.group!r}"
+        if chooses(self.mix):
+            columns = {name: column(name) for name in self.mix.columns}
+            sizes = groups.sizes_of(groups.chosen(self.mix, of, columns, retired, 0), retired)
+        reason = self.draw.too_small(int(sizes.sum()), batch_size)
+        return reason and f"{reason} in the groups of column {self.mix.group!r}"
 
     def canonical(self) -> dict[str, Any]:
         """The policy with all defaults filled in, as JSON values."""

@@ -33,6 +33,7 @@ from steelyard_server.core.events import (
 from steelyard_server.policies.columns import SERVED, ascending
 from steelyard_server.policies.draw import Drawer, Examples
 from steelyard_server.policies.inputs import Input, missing, nearest
+from steelyard_server.policies.mix.drawer import MixDrawer
 from steelyard_server.policies.policy import Policy
 from steelyard_server.runs import rules
 from steelyard_server.runs.frozen_column import FrozenColumn
@@ -159,6 +160,13 @@ class RunState:
     def obstacle(self) -> str | None:
         """Why the policy cannot draw the next batch, or None."""
         drawable = self.examples.size - len(self.examples.retired)
+        if self.policy.mix is not None and drawable:
+            # Asked before anything is folded: a draw that failed behind that would leave a trace that no event tells.
+            drawer = self.peek_drawer()
+            assert isinstance(drawer, MixDrawer)
+            drawable -= drawer.ungrouped
+            if not drawable:
+                return f"no example is in a group: column {self.policy.mix.group!r} has none for those that are left"
         return self.policy.too_small(drawable, self.spec.batch_size)
 
     def missing_signals(self) -> tuple[Input, ...]:

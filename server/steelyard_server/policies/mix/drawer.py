@@ -25,7 +25,7 @@ from steelyard_server.core.random import Purpose, bits
 from steelyard_server.policies.draw.contract import Draw, Drawer, Drawn, Examples, Float32s, Ids
 from steelyard_server.policies.mix.contract import Float64s, GroupReport, Int64s, Mix
 from steelyard_server.policies.mix.counts import Shares, integer_masses, shares
-from steelyard_server.policies.mix.groups import GroupIds, Members, by_group, group_ids
+from steelyard_server.policies.mix.groups import GroupIds, Members, by_group, chosen, group_ids
 
 KEPT = "own:mix_kept"
 """What a mix that selects has kept: 1 or 0; NaN where it has not looked yet. No uploaded column has such a name."""
@@ -73,6 +73,8 @@ class MixDrawer(Drawer):
         self._names = columns_of(draw)
         self._groups: dict[int, _Group] = {}
         self._group_of = self._groups_now()
+        # What the column says of those too that the mix does not keep.
+        self._stated = group_ids(examples.columns[mix.group]) if chooses(mix) else None
         saved = state or {}
         self._generations: dict[int, int] = {int(k): g for k, g in saved.get("generations", {}).items()}
         self._step: int = saved.get("step", 0)
@@ -186,13 +188,19 @@ class MixDrawer(Drawer):
                 group.drawer.changed(places)
         moved = now != before
         if moved.any():
-            self._chosen = not chooses(self._mix)
             self._move(ids[moved], before[moved], now[moved])
+        if self._stated is not None:
+            stated = group_ids(self._examples.columns[self._mix.group][ids])
+            # Whatever moved, the selection is another one; it is made before the next draw.
+            self._chosen = self._chosen and np.array_equal(stated, self._stated[ids])
+            self._stated[ids] = stated
 
     def grew(self) -> None:
         """New examples are in no group until they have one."""
         added = self._examples.size - len(self._group_of)
         self._group_of = np.concatenate([self._group_of, np.full(added, -1, np.int32)])
+        if self._stated is not None:
+            self._stated = np.concatenate([self._stated, np.full(added, -1, np.int32)])
         new = np.arange(self._examples.size - added, self._examples.size)
         self.changed(new)
 
@@ -218,13 +226,12 @@ class MixDrawer(Drawer):
     def _choose(self, step: int) -> None:
         """Has the mix select within the groups, among all that are in one and not retired."""
         examples = self._examples
-        groups = group_ids(examples.columns[self._mix.group]).astype(np.int64)
-        groups[examples.retired] = -1
-        columns = {name: examples.columns[name] for name in self._mix.columns}
-        kept = self._mix.keep(groups, columns, step)
-        before = examples.columns[KEPT]
-        after = np.ones(len(before), np.float32) if kept is None else kept.astype(np.float32)
-        at = np.flatnonzero(before != after)
+        groups = group_ids(examples.columns[self._mix.group])
+        kept = chosen(self._mix, groups, examples.columns, examples.retired, step) >= 0
+        # A retired one stays where it is: it is counted nowhere.
+        kept[examples.retired] = True
+        before, after = examples.columns[KEPT], np.where(groups < 0, np.nan, kept).astype(np.float32)
+        at = np.flatnonzero((before != after) & ~(np.isnan(before) & np.isnan(after)))
         examples.put(KEPT, at, after[at])
         self.changed(at)
         self._chosen = True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from steelyard_server.policies.draw.contract import Examples, Float32s, Ids
+from steelyard_server.policies.mix.contract import Mix
 
 MAX_GROUPS = 1 << 16
 """Each group that has examples takes some kilobytes, and has its turn at every step."""
@@ -40,6 +41,14 @@ def sizes_of(groups: GroupIds, retired: Ids) -> npt.NDArray[np.int64]:
     live[retired[retired < len(live)]] = -1
     size = int(groups.max(initial=-1)) + 1
     return np.bincount(live[live >= 0], minlength=size).astype(np.int64)
+
+
+def chosen(mix: Mix, groups: GroupIds, columns: Mapping[str, Float32s], retired: Ids, step: int) -> GroupIds:
+    """The groups with -1 for what a mix does not keep of those that are in one and not retired."""
+    live = groups.astype(np.int64)
+    live[retired] = -1
+    kept = mix.keep(live, columns, step)
+    return groups if kept is None else np.where(kept, groups, np.int32(-1))
 
 
 def by_group(groups: GroupIds, *, skip: int = -1) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
