@@ -53,6 +53,14 @@ DRAWS: list[dict[str, Any]] = [
     {"method": "scored", "sampling": "independent", "score": "count_loss", "transform": "identity"},
     {"method": "scored", "sampling": "distinct", "alpha": 0.5, "floor": 0.1},
     {"method": "scored", "sampling": "independent", "score": "quality", "transform": "identity"},
+    {"method": "scored", "sampling": "distinct"},
+]
+MIXES: list[dict[str, Any]] = [
+    {"method": "none"},
+    {"method": "none"},
+    {"method": "static"},
+    {"method": "static", "shares": [3.0, 0.0, 0.5]},
+    {"method": "group_balanced"},
 ]
 
 RUN_MAX = {"method": "importance", "normalise": "run_max"}
@@ -63,8 +71,10 @@ def f32(values: Sequence[float]) -> e.Float32s:
     return np.array(values, np.float32)
 
 
-def specification(batch_size: int, staleness: int | str, seed: int, draw: dict[str, Any]) -> dict[str, Any]:
-    policy = parse_policy(draw, RUN_MAX).canonical()
+def specification(
+    batch_size: int, staleness: int | str, seed: int, draw: dict[str, Any], mix: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    policy = parse_policy(draw, RUN_MAX, mix).canonical()
     rest = {"name": "r", "dataset": "d", "batch_size": batch_size, "seed": seed, "staleness": staleness}
     return {**rest, "history_size": 8, "on_nonfinite": "skip", **policy}
 
@@ -144,9 +154,16 @@ class Fold(RuleBasedStateMachine):
         staleness=st.sampled_from([0, 1, 3, "any"]),
         seed=st.integers(0, 3),
         draw=st.sampled_from(DRAWS),
+        mix=st.sampled_from(MIXES),
     )
     def begin(
-        self, size: int, batch_size: int, staleness: int | str, seed: int, draw: dict[str, Any]
+        self,
+        size: int,
+        batch_size: int,
+        staleness: int | str,
+        seed: int,
+        draw: dict[str, Any],
+        mix: dict[str, Any],
     ) -> None:
         self.patches = [
             mock.patch.object(spec, "LEAST_REPORT_WINDOW", WINDOW),
@@ -155,11 +172,12 @@ class Fold(RuleBasedStateMachine):
         ]
         for patch in self.patches:
             patch.start()
-        values = specification(batch_size, staleness, seed, draw)
+        values = specification(batch_size, staleness, seed, draw, mix)
         self.events: list[e.Event] = [e.RunCreated(values, size)]
         self.run = RunState(self.events[0])  # type: ignore[arg-type]
         self.twin = Twin(values, size)
         self.checkpoints: list[Checkpoint] = []
+        self.set_groups(0, size, [0, 1, 2, 2])
 
     def do(self, event: e.Event) -> None:
         self.run.apply(event)
@@ -238,10 +256,12 @@ class Fold(RuleBasedStateMachine):
 
     # ---- the owner ----
 
-    @rule(more=st.integers(1, 5))
-    def grow(self, more: int) -> None:
+    @rule(more=st.integers(1, 5), in_groups=st.booleans())
+    def grow(self, more: int, in_groups: bool) -> None:
         self.do(e.DatasetGrown(self.twin.size + more))
         self.twin.apply(op.Grow(self.twin.size + more))
+        if in_groups:
+            self.set_groups(self.twin.size - more, self.twin.size, [2, 0])
 
     @rule(data=st.data())
     def retire(self, data: st.DataObject) -> None:
@@ -258,14 +278,32 @@ class Fold(RuleBasedStateMachine):
         self.do(e.ColumnSet("quality", np.array(ids), f32(values)))
         self.twin.apply(op.SetColumn("quality", dict(zip(ids, values, strict=True))))
 
-    @rule(draw=st.sampled_from(DRAWS))
-    def change_policy(self, draw: dict[str, Any]) -> None:
-        policy = parse_policy(draw, RUN_MAX).canonical()
-        if policy["draw"] == self.twin.draw:
+    def set_groups(self, first: int, stop: int, groups: list[float]) -> None:
+        """In turn, as an owner does who knows the group of each example."""
+        if "group" in self.run.examples.columns:
+            values = [groups[i % len(groups)] for i in range(first, stop)]
+            self.do(e.ColumnSet("group", np.arange(first, stop), f32(values)))
+            self.twin.apply(op.SetColumn("group", dict(zip(range(first, stop), values, strict=True))))
+
+    @precondition(lambda self: "group" in self.run.examples.columns)
+    @rule(data=st.data())
+    def set_some_groups(self, data: st.DataObject) -> None:
+        ids = data.draw(st.lists(st.integers(0, self.twin.size - 1), min_size=1, max_size=4, unique=True))
+        values = [data.draw(st.sampled_from([0.0, 1.0, 2.0, 4.0, NAN])) for _ in ids]
+        self.do(e.ColumnSet("group", np.array(ids), f32(values)))
+        self.twin.apply(op.SetColumn("group", dict(zip(ids, values, strict=True))))
+
+    @rule(draw=st.none() | st.sampled_from(DRAWS), mix=st.sampled_from(MIXES))
+    def change_policy(self, draw: dict[str, Any] | None, mix: dict[str, Any]) -> None:
+        had_groups = "group" in self.run.examples.columns
+        policy = parse_policy(draw or self.twin.draw, RUN_MAX, mix).canonical()
+        if (policy["draw"], policy["mix"]) == (self.twin.draw, self.twin.mix):
             return
         kept = set(self.run.examples.columns)
         self.do(e.PolicyChanged(policy))
-        self.twin.apply(op.ChangePolicy(policy["draw"], policy["weigh"]))
+        self.twin.apply(op.ChangePolicy(policy["draw"], policy["weigh"], policy["mix"]))
+        if not had_groups:
+            self.set_groups(0, self.twin.size, [0, 1, 2, 2])
         if self.twin.reads_reports and not kept.issuperset(names := parts_of(self.twin.score)):
             # What the run's history tells of the columns that it lacks.
             for name in names:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-DRAW, ORDER = 1, 2
+DRAW, ORDER, MIX, GROUP = 1, 2, 5, 6
 
 
 class Words:

@@ -60,6 +60,8 @@ class SetColumn:
 class ChangePolicy:
     draw: Mapping[str, Any]
     weigh: Mapping[str, Any]
+    mix: Mapping[str, Any] | None = None
+    """None: it stays what it is."""
 
 
 @dataclass(frozen=True)

@@ -137,14 +137,8 @@ class Scored:
 
 def distinct(masses: list[int], batch_size: int, words: Words) -> list[tuple[int, float]]:
     """Ids of batch_size * p >= 1 for certain, which raises the share of the others; then one comb over the rest."""
-    certain: set[int] = set()
-    while True:
-        rest = [0 if i in certain else one for i, one in enumerate(masses)]
-        teeth = batch_size - len(certain)
-        more = {i for i, one in enumerate(rest) if teeth and one and one * teeth >= sum(rest)}
-        if not more:
-            break
-        certain |= more
+    certain, rest = split(masses, batch_size)
+    teeth = batch_size - len(certain)
     result = [(i, 1.0 / batch_size) for i in sorted(certain)]
     if teeth:
         total = sum(rest)
@@ -154,6 +148,28 @@ def distinct(masses: list[int], batch_size: int, words: Words) -> list[tuple[int
             # Rounded where the share of the rest becomes a double, and again in the division by the batch size.
             result.append((i, float(Fraction(rest[i] * teeth, total)) / batch_size))
     return result
+
+
+def distinct_copies(masses: list[int], count: int) -> list[float]:
+    """How likely each id is among `count` that are drawn so."""
+    certain, rest = split(masses, count)
+    teeth = count - len(certain)
+    return [
+        1.0 if i in certain else float(Fraction(one * teeth, sum(rest))) if teeth else 0.0
+        for i, one in enumerate(rest)
+    ]
+
+
+def split(masses: list[int], count: int) -> tuple[set[int], list[int]]:
+    """The ids that are drawn for certain, and the masses without theirs."""
+    certain: set[int] = set()
+    while True:
+        rest = [0 if i in certain else one for i, one in enumerate(masses)]
+        teeth = count - len(certain)
+        more = {i for i, one in enumerate(rest) if teeth and one and one * teeth >= sum(rest)}
+        if not more:
+            return certain, rest
+        certain |= more
 
 
 def under(masses: list[int], target: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from twin import columns, weights
 from twin import operations as op
 from twin.masses import is_known
+from twin.mixed import Mixed
 from twin.scored import Scored
 from twin.shuffle import Shuffle
 
@@ -38,6 +39,17 @@ DRAW_DEFAULTS: dict[str, dict[str, Any]] = {
 
 def full_draw(draw: Mapping[str, Any]) -> dict[str, Any]:
     return {**DRAW_DEFAULTS[draw["method"]], **draw}
+
+
+MIX_DEFAULTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "static": {"group": "group", "shares": None},
+    "group_balanced": {"group": "group"},
+}
+
+
+def full_mix(mix: Mapping[str, Any]) -> dict[str, Any]:
+    return {**MIX_DEFAULTS[mix["method"]], **mix}
 
 
 def full_weigh(weigh: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,6 +95,7 @@ class State:
         self.history_size = int(spec["history_size"])
         self.rejects_nonfinite = spec["on_nonfinite"] == "reject"
         self.draw, self.weigh = full_draw(spec["draw"]), full_weigh(spec["weigh"])
+        self.mix = full_mix(spec.get("mix", {"method": "none"}))
         self.size = size
         self.retired: set[int] = set()
         self.steps: list[Step] = []
@@ -98,7 +111,7 @@ class State:
         self.counters = Counters()
         self.columns: dict[str, list[float]] = {}
         self.keep_columns()
-        self.drawer: Shuffle | Scored | None = None
+        self.drawer: Shuffle | Scored | Mixed | None = None
 
     # ---- questions ----
 
@@ -108,7 +121,22 @@ class State:
 
     @property
     def drawable(self) -> int:
-        return self.size - len(self.retired)
+        """Under a mix, those that are in a group."""
+        if not self.is_mixed:
+            return self.size - len(self.retired)
+        return sum(not math.isnan(self.groups[i]) for i in range(self.size) if i not in self.retired)
+
+    @property
+    def is_mixed(self) -> bool:
+        return bool(self.mix["method"] != "none")
+
+    @property
+    def groups(self) -> list[float]:
+        return self.columns[self.mix["group"]]
+
+    @property
+    def scores(self) -> list[float] | None:
+        return self.columns[self.score] if self.score else None
 
     @property
     def score(self) -> str:
@@ -255,9 +283,11 @@ class State:
             case op.Grow(size):
                 self.apply_growth(size)
             case op.Retire(ids):
-                drawer = self.need_drawer()
+                drawer, new = self.need_drawer(), set(ids) - self.retired
                 self.retired |= ids
-                if isinstance(drawer, Scored):
+                if isinstance(drawer, Mixed):
+                    drawer.retire(new)
+                elif isinstance(drawer, Scored):
                     drawer.settle(None, self.columns[self.score], self.retired)
             case op.SetColumn():
                 self.apply_column(operation)
@@ -276,7 +306,9 @@ class State:
         assert operation.step == step, f"step {operation.step} cannot be drawn where {step} is next"
         self.fold_for_draw(step)
         drawer = self.need_drawer()
-        if isinstance(drawer, Shuffle):
+        if isinstance(drawer, Mixed):
+            drawn = drawer.draw_batch(step)
+        elif isinstance(drawer, Shuffle):
             drawn = [(i, 1 / self.drawable) for i in drawer.draw(self.batch_size, self.retired)]
         else:
             masses = drawer.masses(self.columns[self.score], self.retired)
@@ -326,7 +358,7 @@ class State:
         for values in self.columns.values():
             values += [math.nan] * (size - self.size)
         self.size = size
-        if isinstance(drawer, Shuffle):
+        if isinstance(drawer, (Shuffle, Mixed)):
             drawer.grow(size)
         else:
             drawer.grew(before, self.columns[self.score], self.retired)
@@ -336,16 +368,25 @@ class State:
             return
         for example, value in operation.values.items():
             self.columns[operation.name][example] = columns.rounded(value)
-        if isinstance(self.drawer, Scored):
+        if isinstance(self.drawer, Mixed):
+            self.drawer.changed(list(operation.values), self.groups, self.scores, self.retired)
+        elif isinstance(self.drawer, Scored):
             self.drawer.changed(list(operation.values), self.columns[operation.name], self.retired)
 
     def apply_policy(self, operation: op.ChangePolicy) -> None:
-        changed = operation.draw != self.draw
+        before, was_mixed = (self.draw, self.mix), self.is_mixed
         self.draw, self.weigh = dict(operation.draw), dict(operation.weigh)
+        self.mix = self.mix if operation.mix is None else dict(operation.mix)
+        changed = (self.draw, self.mix) != before
         self.rules.append((self.next_step, self.weigh))
         if changed:
             self.keep_columns()
-            self.drawer = None
+            if self.draw == before[0] and self.is_mixed and was_mixed:
+                # Only the masses are others: the draws within the groups go on.
+                if isinstance(self.drawer, Mixed):
+                    self.drawer.mix = self.mix
+            else:
+                self.drawer = None
         self.advance()
 
     def close_below(self, start: int) -> None:
@@ -403,30 +444,40 @@ class State:
         if read is None or read not in signals:
             return
         drawer = self.need_drawer()
-        assert isinstance(drawer, Scored)
         finite = [(i, x) for i, x in zip(ids, signals[read], strict=True) if math.isfinite(x)]
         for example, value in finite:
             columns.fold(self.columns, self.score, self.draw["ema_decay"], example, value)
-        drawer.changed([i for i, _ in finite], self.columns[self.score], self.retired)
+        ids = [i for i, _ in finite]
+        if isinstance(drawer, Mixed):
+            drawer.changed(ids, self.groups, self.scores, self.retired)
+        else:
+            assert isinstance(drawer, Scored)
+            drawer.changed(ids, self.columns[self.score], self.retired)
 
     # ---- columns and the drawer ----
 
     def keep_columns(self) -> None:
         """Keeps what the policy reads. What it has not read so far is folded from the last losses of each example."""
         names = columns.parts_of(self.score) if self.score else []
+        groups = self.columns.get(self.mix.get("group", ""), [math.nan] * self.size)
         if self.reads_reports and any(name not in self.columns for name in names):
             last = [one[max(0, len(one) - self.history_size) :] for one in self.past]
             self.columns = columns.folded_from(last, self.score, self.draw["ema_decay"])
         else:
             nothing = [math.nan] * self.size
             self.columns = {name: self.columns.get(name, list(nothing)) for name in names}
+        if self.is_mixed:
+            self.columns[self.mix["group"]] = groups
 
-    def need_drawer(self) -> Shuffle | Scored:
+    def need_drawer(self) -> Shuffle | Scored | Mixed:
         """Made by the first draw, fold, growth or retirement under the policy: its scale is that of the scores then."""
         self.drawer = self.drawer or self.new_drawer()
         return self.drawer
 
-    def new_drawer(self) -> Shuffle | Scored:
+    def new_drawer(self) -> Shuffle | Scored | Mixed:
+        if self.is_mixed:
+            of = self.seed, self.batch_size, self.groups, self.scores, self.retired
+            return Mixed(self.mix, self.draw, *of)
         if self.draw["method"] == "shuffle":
             return Shuffle(self.seed, self.size)
         return Scored(self.draw, self.columns[self.score], self.retired)
