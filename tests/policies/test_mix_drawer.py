@@ -457,6 +457,32 @@ OFTEN = [
 ]
 
 
+@pytest.mark.parametrize("draw", [*EVERY_DRAW, *OFTEN], ids=str)
+def test_every_draw_works_within_groups_that_change(draw: Mapping[str, Any]) -> None:
+    values = [(5 * one) % 7 for one in range(16)]
+    life = Life(
+        static(2, 1, 1),
+        draw,
+        [one % 3 for one in range(16)],
+        4,
+        **dict.fromkeys(DRAWS[draw["method"]].parse(draw).static, values),
+    )
+    for step in range(12):
+        drawn = life.step(step)
+        groups = life.examples.columns["group"]
+        assert set(groups[drawn.ids].tolist()) <= {0.0, 1.0, 2.0}
+        assert (drawn.probability > 0).all()
+        life.report(step, drawn.ids, [(7 * one + step) % 5 for one in drawn.ids.tolist()])
+        if step == 5:
+            life.set("group", [0, 1, 15], [1, 2, 2])
+        if step == 8:
+            life.set("group", [0, 4], [0, NAN])
+        life.drawer.check()
+        again = life.again(life.drawer.get_state())
+        again.check()
+        assert json.dumps(again.get_state()) == json.dumps(life.drawer.get_state())
+
+
 @given(
     st.sampled_from([*EVERY_DRAW, *OFTEN, DISTINCT, STRATIFIED]),
     st.sampled_from([Worst(), Best(), static(), static(3, 1, 1)]),

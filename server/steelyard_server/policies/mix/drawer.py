@@ -4,9 +4,10 @@ Each group is a small dataset with a drawer of the policy's draw and a seed of i
 comb over integer masses (counts.py), asks each group's drawer for so many, and shuffles what came, so that slices are
 exchangeable. The probability of an id is exact: its expected copies over all counts that its group may have, over B.
 
-Where groups change while the run goes on, those that lost an example, or got one between two of theirs, begin anew
-(their `generation` goes up, and with it their seed); one that got examples behind its last goes on as a dataset that
-grew. The others notice nothing. Everything follows from the columns and the state.
+Where groups change while the run goes on, those that lost an example, or got one between two of theirs, begin anew:
+their `generation` goes up, and with it their seed, and what the draw keeps in columns of its own is unknown again. One
+that got examples behind its last goes on as a dataset that grew. The others notice nothing. Everything follows from the
+columns and the state.
 
 Costs: 8 bytes an example, 4 more for each column that the draw reads or keeps, and what the draw itself takes; some
 kilobytes a group. A draw takes O(B) and one draw of each group that has places in the batch.
@@ -256,9 +257,7 @@ class MixDrawer(Drawer):
         group = self._groups.get(number)
         if group is None or ids[0] <= group.members.ids[-1] or np.isin(ids, self._examples.retired).any():
             return False
-        columns = self._examples.columns
-        if not all(np.isnan(columns[name][ids]).all() for name in self._draw.own):
-            return False
+        self._forget_own(ids.astype(np.int32))
         first = group.members.size
         group.members.append(ids.astype(np.int32))
         group.drawer.grew()
@@ -275,7 +274,15 @@ class MixDrawer(Drawer):
         self._groups.pop(number, None)
         self._sizes[number] = 0
         if len(ids):
+            self._forget_own(ids)
             self._begin(number, ids, self._share(len(ids), total), None)
+
+    def _forget_own(self, ids: GroupIds) -> None:
+        """What a draw keeps in columns of its own is unknown where it begins."""
+        for name in self._draw.own:
+            known = ids[~np.isnan(self._examples.columns[name][ids])].astype(np.int64)
+            if len(known):
+                self._examples.put(name, known, np.full(len(known), np.nan, np.float32))
 
     def _begin(self, number: int, ids: GroupIds, share: int, state: Mapping[str, Any] | None) -> None:
         members = Members.of(ids, self._examples, self._names)
