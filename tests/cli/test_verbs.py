@@ -82,6 +82,18 @@ def test_stats_prints_all_that_the_client_is_told(client: steelyard.Client) -> N
     assert rows["reported_losses"] == str(STEPS * 8)
 
 
+def test_stats_and_status_name_what_nobody_brings(client: steelyard.Client) -> None:
+    draw = {"method": "scored", "score": "last_el2n", "sampling": "independent"}
+    client.create_run("lacking", dataset="text", batch_size=8, draw=draw)
+    try:
+        (text,) = client.run("lacking").stats().missing_inputs
+        assert text.startswith("draw 'scored' reads the signal 'el2n', through 'last_el2n', which no report")
+        assert printed(client, "stats", "lacking").splitlines()[-1] == f"missing: {text}"
+        assert f"run lacking, missing: {text}" in printed(client, "status")
+    finally:
+        client.delete_run("lacking")
+
+
 def test_retention_prints_what_is_kept_and_what_a_bookmark_costs(client: steelyard.Client) -> None:
     run = client.run("gpt")
     run.bookmark("kept", 2)

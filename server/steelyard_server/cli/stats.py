@@ -29,7 +29,8 @@ def stats(
     if as_json:
         print_json(values)
         return
-    missing = values.pop("missing_inputs")
+    missing = values["missing_inputs"]
+    values["missing_inputs"] = len(missing)
     print_table(("stat", "value"), [(name, "-" if one is None else one) for name, one in values.items()])
     for text in missing:
         typer.echo(f"missing: {text}")
