@@ -16,6 +16,7 @@ from steelyard_server.policies.draw.utility_decay import (
     mixture_utility,
 )
 from steelyard_server.policies.policy import PolicyError, parse_policy
+from steelyard_server.runs import snapshot
 
 ERROR_RATE = 1e-6
 """Chance that a right draw fails a statistical test, had the seed not been fixed."""
@@ -146,6 +147,16 @@ def test_with_a_budget_only_the_buckets_that_it_is_best_spent_on_are_drawn(begin
     run.apply(ColumnSet("bucket", np.array([0, 1]), np.array([0.0, 2.0], np.float32)))
     assert np.flatnonzero(law(run)).tolist() == [0, 2, 3, 4]
     run.check()
+
+
+def test_a_checkpoint_from_before_the_first_draw_leaves_the_choice_to_that(begin: Any, law: Any) -> None:
+    config = {**BUDGET, "budget": 50_000, "bucket_size": 100_000}
+    run = begin(config, 6, columns={"bucket": [2, 0, 1, 0, 1, 2]})
+    run.apply(DatasetGrown(8))
+    assert run.get_drawer_state() is not None
+    taken = snapshot.take(run)
+    again = snapshot.restore(taken.meta, taken.blobs, taken.columns)
+    assert np.flatnonzero(law(again)).tolist() == np.flatnonzero(law(run)).tolist() == [1, 3]
 
 
 def test_a_distinct_batch_that_the_kept_buckets_cannot_fill_is_filled_from_the_others(begin: Any) -> None:
