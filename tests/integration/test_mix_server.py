@@ -190,6 +190,9 @@ def test_a_changed_mix_is_durable_exact_and_seen_in_the_audit(tmp_path):
         # And back again; a rewind undoes a change that came after its step.
         assert run.change_policy(mix={"method": "none"}).mix == {"method": "none"}
         assert run.fork("f", step=6, mix={"method": "temperature"}).info().mix["temperature"] == 2.0
+        words = ("fork", "r", "g", "--step", "6", "--mix", '{"method": "group_balanced"}')
+        assert "g begins at step 6 of r" in printed(process, *words)
+        assert client.run("g").info().mix["method"] == "group_balanced"
         assert run.rewind(3).mix == {"method": "none"}
         assert train(run, 1)[0] == calm[3]
 
