@@ -32,6 +32,8 @@ def names(tmp_path):
             "criterion": torch.nn.CrossEntropyLoss(reduction="none"),
             "resuming": False,
             "losses": np.linspace(0.5, 2.0, 256),
+            "domains": np.arange(3000) % 3,
+            "reference_losses": np.full(3000, 1.5),
         }
 
 
@@ -42,7 +44,7 @@ def run(block, names):
 
 
 def test_the_code_of_the_readme_runs_as_printed(names):
-    trainer, session, scored, afterwards = BLOCKS
+    trainer, session, scored, afterwards, mixed = BLOCKS
     run(trainer, names)
     assert names["checkpoint"]["sampler"]["step"] == 5
     run(trainer, {**names, "resuming": True})
@@ -55,3 +57,5 @@ def test_the_code_of_the_readme_runs_as_printed(names):
     run(afterwards.replace("1234", "3").replace("1000, 1010", "1, 4").replace("step=5000", "step=3"), names)
     assert names["event"].record < names["run"].stats().journal_records
     assert names["other"].info().parent == "gpt-a"
+    run(mixed, names)
+    assert names["run"].info().mix["method"] == "temperature"
