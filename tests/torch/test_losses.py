@@ -160,6 +160,26 @@ def test_the_server_cannot_weigh_micro_batches(make_run):
         next(iter(sampler))
 
 
+def test_what_only_the_server_can_weigh_is_not_said_to_be_the_trainer_s(make_run):
+    run = make_run(weigh={"method": "selective_backprop", "warmup_steps": 0})
+    sampler = BatchSampler(run, micro_batches=2)
+    with pytest.raises(
+        InvalidArgument, match=r"server weighs by 'selective_backprop'.*got 2\. Only the server can$"
+    ):
+        next(iter(sampler))
+
+
+def test_a_signal_that_the_updates_bring_reaches_the_rule(make_run):
+    """Beside the losses; and no warning comes."""
+    run = make_run(draw={"method": "shuffle"}, weigh={"method": "importance_resample", "score": "grad_norm"})
+    assert "grad_norm" in run.stats().missing_inputs[0]
+    with BatchSampler(run, steps=20) as sampler:
+        for _ in sampler:
+            weights = sampler.report(torch.tensor(LOSSES), signals={"grad_norm": torch.tensor(LOSSES)})
+            assert weights.sum() > 0
+    assert run.stats().missing_inputs == ()
+
+
 def test_a_rule_that_is_changed_while_training_holds_from_its_step_on(make_run):
     run = make_run()
     got: list[list[float]] = []
