@@ -237,7 +237,8 @@ class Run:
 
     def rewind(self, to: int | str) -> RunInfo:
         """Takes the run back to a step or a bookmark: what was drawn or reported from there on is undone, and the
-        bookmarks of later steps go with what they named. To keep all that, fork instead.
+        bookmarks of later steps go with what they named. To keep all that, fork instead. Changes of the policy since then
+        are undone too; one that was made while the step was the next to be drawn stays, as it is the step's own.
 
         Its sessions end with Aborted. FailedPrecondition: a step that is ahead of the run or no longer retained.
         """
@@ -279,7 +280,11 @@ class Run:
         weigh: Mapping[str, Any] | None = None,
         mix: Mapping[str, Any] | None = None,
     ) -> RunInfo:
-        """Replaces the policy, or a part of it, from the next draw on; steps drawn already keep theirs."""
+        """Replaces the policy, or a part of it, from the next draw on; steps drawn already keep theirs.
+
+        Trainers that go back behind the change (a state from before it is loaded) do not undo it: the steps that they
+        train again are drawn by the new policy.
+        """
         request = runs_pb2.ChangePolicyRequest(name=self._name, policy=_policy(draw, weigh, mix))
         purpose = self._purpose("changing the policy of")
         answer = self._transport.call(self._transport.runs.ChangePolicy, request, purpose)
