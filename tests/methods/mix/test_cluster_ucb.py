@@ -32,6 +32,7 @@ def test_a_reward_spreads_to_the_clusters_within_the_threshold(report_of: Report
     rule, sizes = ClusterUcb(distances=distances, threshold=0.2), np.full(4, 9)
     nan = float("nan")
     state = rule.update(rule.start(sizes), report_of(sizes, influence=[1.002, nan, nan, 0.502]))
+    state = rule.prepared(state, sizes, 1)
     # From 0: 1 at itself, half at 1, nothing at 2, which is as far as the threshold; from 3: .5 there, .25 at 2.
     np.testing.assert_allclose(state["rewards"], [1.0, 0.5, 0.25, 0.5])
     assert state["pulls"] == [1, 1, 2, 1]
@@ -40,6 +41,7 @@ def test_a_reward_spreads_to_the_clusters_within_the_threshold(report_of: Report
 def test_a_cluster_is_nearest_to_itself_whatever_stands_on_the_diagonal(report_of: Reports) -> None:
     rule, sizes = ClusterUcb(distances=((9.0, 9.0), (9.0, 9.0)), offset=0.0), np.array([9, 9])
     state = rule.update(rule.start(sizes), report_of(sizes, influence=[0.5, float("nan")]))
+    state = rule.prepared(state, sizes, 1)
     assert (state["rewards"], state["pulls"]) == ([0.5, 0.0], [1.0, 0.0])
 
 
@@ -111,6 +113,8 @@ def test_a_round_of_several_steps_counts_as_one_pull(report_of: Reports) -> None
     state = rule.start(sizes)
     for step, value in enumerate([1.0, 2.0, 6.0]):
         state = rule.update(state, report_of(sizes, step, influence=[value, float("nan")]))
+    assert rule.prepared(state, sizes, 2) == state
+    state = rule.prepared(state, sizes, 3)
     assert (state["rewards"], state["pulls"]) == ([3.0, 0.0], [1.0, 0.0])
 
 

@@ -76,7 +76,8 @@ def test_a_skill_without_reports_counts_as_the_mean(report_of: Reports) -> None:
 def test_a_skill_that_comes_later_stands_alone_in_the_graph(report_of: Reports) -> None:
     rule, more = SkillIt(eta=1.0, graph=GRAPH, every=1), np.array([100, 100, 100])
     state = rule.update(rule.start(SIZES), report_of(SIZES, loss=[1.0, 2.0]))
-    state = rule.update(rule.grown(state, more), report_of(more, 1, loss=[1.0, 2.0, 4.0]))
+    state = rule.grown(rule.prepared(state, SIZES, 1), more)
+    state = rule.update(state, report_of(more, 1, loss=[1.0, 2.0, 4.0]))
     want = np.exp([2 + 0.5 * 4, 4.0, 4.0])
     masses = rule.masses(state, more, 2)
     np.testing.assert_allclose(masses / masses.sum(), want / want.sum(), rtol=1e-12)

@@ -192,6 +192,9 @@ def _live(mix: Mix, reports: list[GroupReport]) -> list[npt.NDArray[np.float64]]
 
 def _masses(mix: Mix, state: State, sizes: Sizes, step: int) -> npt.NDArray[np.float64]:
     """The masses, after what holds for all of them is checked. They are a law only up to a factor."""
+    state = mix.prepared(state, sizes, step)
+    again: State = json.loads(json.dumps(mix.prepared(state, sizes, step), allow_nan=False))
+    assert again == json.loads(json.dumps(state)), f"prepared twice for step {step} it is another state"
     masses = mix.masses(state, sizes, step)
     assert masses.shape == sizes.shape, f"expected masses of shape {sizes.shape}, got {masses.shape}"
     assert masses.dtype == np.float64, f"expected masses of float64, got {masses.dtype}"

@@ -87,6 +87,7 @@ class Ado(Mix):
             "examples": [0.0],
             "updates": [0.0],
             "due": [-1.0],
+            "news": [0.0],
         }
 
     def grown(self, state: State, sizes: Int64s) -> State:
@@ -104,17 +105,29 @@ class Ado(Mix):
         if not total:
             return state
         h = self.history * array(state, "h") + (1.0 - self.history) * (rows / total)
-        state = {**state, **listed(h=h), "examples": [state["examples"][0] + total]}
+        state = {**state, **listed(h=h), "examples": [state["examples"][0] + total], "news": [1.0]}
         if report.step >= self.ignored:
             state = self._recorded(state, report)
         if state["due"][0] < 0:
-            state = {**state, "due": [float(max(report.step, self.ignored) + self.every)]}
+            first = report.step if report.since is None else report.since
+            state = {**state, "due": [float(max(first, self.ignored) + self.every)]}
+        # A fit that ends with this report's step comes before the mix that it changes.
         if report.step + 1 >= state["due"][0]:
-            state = {**self._fitted(state), "due": [float(report.step + 1 + self.every)]}
+            state = self._closed(state, report.step + 1)
         return self._mixed(state, report.sizes) if any(state["fitted"]) else state
 
+    def prepared(self, state: State, sizes: Int64s, step: int) -> State:
+        if not 0 <= state["due"][0] <= step or not any(state.get("news", [1.0])):
+            return state
+        state = self._closed(state, step)
+        return self._mixed(state, sizes) if any(state["fitted"]) else state
+
     def masses(self, state: State, sizes: Int64s, step: int) -> Float64s:
-        return drawable(array(state, "p"), sizes)
+        return drawable(array(self.prepared(state, sizes, step), "p"), sizes)
+
+    def _closed(self, state: State, step: int) -> State:
+        """The state with curves fitted to all that came before the draw of `step`; the next fit is `every` steps on."""
+        return {**self._fitted(state), "due": [float(step + self.every)], "news": [0.0]}
 
     def _prior(self, sizes: Int64s) -> Float64s:
         return normalised(

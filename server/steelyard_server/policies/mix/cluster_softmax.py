@@ -28,7 +28,7 @@ from steelyard_server.policies.mix.memory import (
     close_round,
     fresh_round,
     gather,
-    is_due,
+    has_ended,
     listed,
     with_others_mean,
 )
@@ -66,15 +66,21 @@ class ClusterSoftmax(Mix):
         return {**fresh_round(groups), **listed(p=uniform(groups)), "round": [0.0]}
 
     def update(self, state: State, report: GroupReport) -> State:
-        if self.rounds is not None and state["round"][0] + 1 >= self.rounds:
+        if self._is_last(state):
             return state
-        state = gather(state, report, self.signal, self.every)
-        if not is_due(state, report):
+        return gather(self.prepared(state, report.sizes, report.step), report, self.signal, self.every)
+
+    def prepared(self, state: State, sizes: Int64s, step: int) -> State:
+        if self._is_last(state) or not has_ended(state, step):
             return state
-        state = close_round(state, report, self.every)
+        state = close_round(state, step, self.every)
         means = with_others_mean(array(state, "last"), array(state, "known"))
         p = softmax(means) if self.form == "reward" else normalised(np.maximum(means, 0.0))
         return {**state, **listed(p=p), "round": [state["round"][0] + 1]}
 
     def masses(self, state: State, sizes: Int64s, step: int) -> Float64s:
-        return drawable(array(state, "p"), sizes)
+        return drawable(array(self.prepared(state, sizes, step), "p"), sizes)
+
+    def _is_last(self, state: State) -> bool:
+        """Whether the mix stays as it is."""
+        return self.rounds is not None and state["round"][0] + 1 >= self.rounds

@@ -41,7 +41,7 @@ from steelyard_server.policies.mix.memory import (
     close_round,
     fresh_round,
     gather,
-    is_due,
+    has_ended,
     listed,
     nothing,
 )
@@ -91,25 +91,27 @@ class ClusterUcb(Mix):
 
     def update(self, state: State, report: GroupReport) -> State:
         came = np.bincount(report.groups[report.groups >= 0], minlength=len(report.sizes))
-        state = gather(state, report, self.signal, self.every)
-        state = {**state, **listed(reported=array(state, "reported") + came)}
-        if not is_due(state, report):
+        state = gather(self.prepared(state, report.sizes, report.step), report, self.signal, self.every)
+        return {**state, **listed(reported=array(state, "reported") + came)}
+
+    def prepared(self, state: State, sizes: Int64s, step: int) -> State:
+        if not has_ended(state, step):
             return state
         pulled = np.flatnonzero(array(state, "count"))
-        state = close_round(state, report, self.every)
+        state = close_round(state, step, self.every)
         reward = array(state, "last")[pulled] - self.offset
         rewards, pulls = array(state, "rewards"), array(state, "pulls")
         if self.distances is None:
             rewards[pulled] += reward
             pulls[pulled] += 1.0
         else:
-            near, closeness = self._neighbours(pulled, self.distances, len(report.sizes))
+            near, closeness = self._neighbours(pulled, self.distances, len(rewards))
             rewards += (reward[:, None] * closeness).sum(axis=0)
             pulls += near.sum(axis=0)
         return {**state, **listed(rewards=rewards, pulls=pulls)}
 
     def masses(self, state: State, sizes: Int64s, step: int) -> Float64s:
-        open_ = sizes > 0
+        open_, state = sizes > 0, self.prepared(state, sizes, step)
         if self.passes is not None:
             fresh = open_ & (array(state, "reported") < self.passes * sizes)
             open_ = fresh if fresh.any() else open_

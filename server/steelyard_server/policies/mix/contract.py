@@ -39,12 +39,15 @@ class GroupReport:
     """What was folded at one step, or observed, row by row."""
 
     step: int
+    """The last step drawn, where it was observed without one."""
     groups: Int64s
     """int64[m]: the group of each row; a negative one is in none and counts nowhere."""
     values: Mapping[str, Float64s]
     """float64[m] by name: the signals and columns that the rule asked for; NaN where one is not known."""
     sizes: Int64s
     """int64[K]: how many examples of each group may be drawn."""
+    since: int | None = None
+    """The first step under this mix, where that is known: what rounds are counted from."""
 
     def means(self, name: str) -> tuple[Float64s, Float64s]:
         """The mean of `name` in each group, float64[K], NaN where it was not reported; and how many rows made it,
@@ -123,10 +126,16 @@ class Mix(BaseModel, ABC):
         """The state after a report. Order of rows matters only as far as addition rounds."""
         return state
 
+    def prepared(self, state: State, sizes: Int64s, step: int) -> State:
+        """The state before the draw of `step`, asked for before each draw, in a replay too: what ends with a step,
+        whether anything is reported or not, ends here. Idempotent for the same step."""
+        return state
+
     @abstractmethod
     def masses(self, state: State, sizes: Int64s, step: int) -> Float64s:
         """The mass of each group in the batch of `step`: float64[K], finite, none negative, and one above 0 where
-        `sizes` is. They need not sum to 1, and those of empty groups do not matter."""
+        `sizes` is. They need not sum to 1, and those of empty groups do not matter. `state` is what `prepared` gave for
+        `step`."""
 
     def keep(self, groups: Int64s, columns: Mapping[str, npt.NDArray[Any]], step: int) -> Bools | None:
         """Which examples may be drawn at all, bool[N]; None: all. `groups` is int64[N], negative where in none."""

@@ -79,6 +79,8 @@ class MixDrawer(Drawer):
         saved = state or {}
         self._generations: dict[int, int] = {int(k): g for k, g in saved.get("generations", {}).items()}
         self._step: int = saved.get("step", 0)
+        # The first step under this mix; unknown before its draw.
+        self._since: int | None = saved.get("since") if "mix" in saved else None
         self._chosen: bool = saved.get("chosen", not chooses(mix))
         count = max(int(self._group_of.max(initial=-1)) + 1, int(saved.get("groups", 0)))
         self._sizes = np.zeros(count, np.int64)
@@ -94,6 +96,9 @@ class MixDrawer(Drawer):
 
     def prepare(self, step: int) -> None:
         self._step = step
+        if self._since is None:
+            self._since = step
+        self._state = self._mix.prepared(self._state, self._sizes, step)
         if not self._chosen:
             self._choose(step)
         for group in self._groups.values():
@@ -174,7 +179,10 @@ class MixDrawer(Drawer):
             values |= {
                 name: self._examples.columns[name][ids].astype(np.float64) for name in self._mix.columns
             }
-            report = GroupReport(step, groups.astype(np.int64), values, self._sizes)
+            # What is observed between two draws comes with the step of the later one, and belongs to the earlier.
+            since = step if self._since is None else self._since
+            last = step if self._since is None else min(step, self._step)
+            report = GroupReport(last, groups.astype(np.int64), values, self._sizes, since)
             self._state = self._mix.update(self._state, report)
 
     def changed(self, ids: Ids) -> None:
@@ -309,6 +317,7 @@ class MixDrawer(Drawer):
             "mix": {name: list(values) for name, values in self._state.items()},
             "groups": len(self._sizes),
             "step": self._step,
+            "since": self._since,
             "chosen": self._chosen,
             "generations": {str(number): one for number, one in sorted(self._generations.items())},
             "drawers": {

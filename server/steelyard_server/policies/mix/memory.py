@@ -30,8 +30,8 @@ def with_others_mean(values: Float64s, known: Float64s) -> Float64s:
 
 
 def fresh_round(groups: int) -> dict[str, list[float]]:
-    """The part of a state that `gather` and `close_round` keep. The first round begins with the first report, at
-    whatever step of the run that is."""
+    """The part of a state that `gather` and `close_round` keep. The first round begins with the mix, at whatever step
+    of the run that is."""
     return {**nothing(groups, "sum", "count", "last", "known"), "due": [-1.0]}
 
 
@@ -39,21 +39,23 @@ def gather(state: State, report: GroupReport, signal: str, every: int) -> dict[s
     """The state with the report's values of `signal` added to what came since the last round."""
     total, count = report.sums(signal)
     added = listed(sum=array(state, "sum") + total, count=array(state, "count") + count)
-    due = state["due"] if state["due"][0] >= 0 else [float(report.step + every)]
+    first = report.step if report.since is None else report.since
+    due = state["due"] if state["due"][0] >= 0 else [float(first + every)]
     return {**state, **added, "due": due}
 
 
-def is_due(state: State, report: GroupReport) -> bool:
-    """Whether the round ends with this report, and something came in it."""
-    return report.step + 1 >= state["due"][0] and any(state["count"])
+def has_ended(state: State, step: int) -> bool:
+    """Whether the round is over before the draw of `step`, and something came in it. One in which nothing came goes on
+    until something does."""
+    return 0 <= state["due"][0] <= step and any(state["count"])
 
 
-def close_round(state: State, report: GroupReport, every: int) -> dict[str, list[float]]:
+def close_round(state: State, step: int, every: int) -> dict[str, list[float]]:
     """The state once the round is over: `last` holds each group's mean of it, or of its last one with values, `known`
-    whether there was one; the next round ends `every` steps on."""
+    whether there was one; the next round ends `every` steps behind the draw of `step`."""
     total, count = array(state, "sum"), array(state, "count")
     came = count > 0
     last = np.divide(total, count, out=array(state, "last"), where=came)
     known = np.where(came, 1.0, array(state, "known"))
     none = nothing(len(total), "sum", "count")
-    return {**state, **none, **listed(last=last, known=known), "due": [float(report.step + 1 + every)]}
+    return {**state, **none, **listed(last=last, known=known), "due": [float(step + every)]}

@@ -37,7 +37,7 @@ from steelyard_server.policies.mix.memory import (
     close_round,
     fresh_round,
     gather,
-    is_due,
+    has_ended,
     listed,
     with_others_mean,
 )
@@ -85,11 +85,13 @@ class ShearedLlama(Mix):
         return {**listed(p=normalised(masses)), **fresh_round(groups)}
 
     def update(self, state: State, report: GroupReport) -> State:
-        state = gather(state, report, self.signal, self.every)
-        if not is_due(state, report):
+        return gather(self.prepared(state, report.sizes, report.step), report, self.signal, self.every)
+
+    def prepared(self, state: State, sizes: Int64s, step: int) -> State:
+        if not has_ended(state, step):
             return state
-        state = close_round(state, report, self.every)
-        lag = array(state, "last") - self.numbers("targets", len(report.sizes))
+        state = close_round(state, step, self.every)
+        lag = array(state, "last") - self.numbers("targets", len(state["last"]))
         lag = with_others_mean(lag, array(state, "known"))
         return {
             **state,
@@ -97,7 +99,7 @@ class ShearedLlama(Mix):
         }
 
     def masses(self, state: State, sizes: Int64s, step: int) -> Float64s:
-        return drawable(array(state, "p"), sizes)
+        return drawable(array(self.prepared(state, sizes, step), "p"), sizes)
 
     def _moved(self, p: Float64s, lag: Float64s) -> Float64s:
         if self.update_type == "constant":

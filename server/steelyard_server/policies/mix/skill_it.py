@@ -35,7 +35,7 @@ from steelyard_server.policies.mix.memory import (
     close_round,
     fresh_round,
     gather,
-    is_due,
+    has_ended,
     with_others_mean,
 )
 from steelyard_server.policies.mix.shares import drawable, softmax
@@ -88,16 +88,18 @@ class SkillIt(Mix):
         return {**super().grown(state, sizes), "window": [loss for losses in window for loss in losses]}
 
     def update(self, state: State, report: GroupReport) -> State:
-        state = gather(state, report, self.signal, self.every)
-        if not is_due(state, report):
+        return gather(self.prepared(state, report.sizes, report.step), report, self.signal, self.every)
+
+    def prepared(self, state: State, sizes: Int64s, step: int) -> State:
+        if not has_ended(state, step):
             return state
-        state = close_round(state, report, self.every)
+        state = close_round(state, step, self.every)
         losses = with_others_mean(array(state, "last"), array(state, "known")).tolist()
         latest = [*self._rounds(state), losses][-self.window :]
         return {**state, "window": [loss for losses in latest for loss in losses]}
 
     def masses(self, state: State, sizes: Int64s, step: int) -> Float64s:
-        groups = len(sizes)
+        groups, state = len(sizes), self.prepared(state, sizes, step)
         first = np.ones(groups) if self.initial is None else self.numbers("initial", groups)
         return drawable(softmax(log(first) + self.eta * self._helped(state, groups)), sizes)
 
