@@ -15,8 +15,10 @@ from steelyard_server.core.events import (
     IdsRetired,
     LossesReported,
     RunCreated,
+    SignalsObserved,
 )
 from steelyard_server.policies.policy import PolicyError, parse_policy
+from steelyard_server.runs import snapshot
 from steelyard_server.runs.spec import parse_spec
 from steelyard_server.runs.state import RunState
 
@@ -194,3 +196,23 @@ def test_a_mix_that_listens_to_another_signal_does_not_disturb_it(draw: dict[str
         run.apply(LossesReported(drawn.step, 0, signals))
     run.draw()
     run.check()
+
+
+def test_a_restart_between_two_steps_that_get_stale_at_once_changes_nothing() -> None:
+    draw = {"method": "loss_history", "smooth": 0.0}
+    base = {"name": "r", "dataset": "d", "batch_size": 8, "seed": 1, "staleness": "any"}
+    spec = parse_spec({**base, "draw": draw, "weigh": {"method": "uniform"}})
+    run = RunState(RunCreated(spec.model_dump(mode="json"), 64))
+    run.apply(run.draw())
+
+    def report(state: RunState, step: int, ids: range, loss: float) -> None:
+        state.apply(SignalsObserved(step, np.array(ids), {"loss": np.full(len(ids), loss, np.float32)}))
+
+    # So far apart that the scale would show which of the two steps is dropped first.
+    report(run, 0, range(8), 1.0)
+    report(run, 1, range(8, 16), 2.0**-17)
+    taken = snapshot.take(run)
+    again = snapshot.restore(taken.meta, taken.blobs, taken.columns)
+    for state in (run, again):
+        report(state, 10, range(20, 28), 2.0**-15)
+    assert again.get_drawer_state() == run.get_drawer_state()

@@ -126,12 +126,15 @@ class _CacheDrawer(ScoredDrawer):
     def _drop(self) -> None:
         """Forgets the losses of steps that have become stale."""
         assert self._newest is not None
+        found = []
         for step in [step for step in self._cached if step <= self._newest - self._stale_after]:
             ids = np.unique(np.concatenate(self._cached.pop(step)))
             # Those that were reported again since stay.
-            stale = ids[self._examples.columns[_STEP][ids] == step % _STEPS]
-            nothing = np.full(len(stale), np.nan, np.float32)
-            self._put(stale, nothing, nothing)
+            found.append(ids[self._examples.columns[_STEP][ids] == step % _STEPS])
+        # All at once: the scale that comes of it must not depend on the order in which steps were cached.
+        stale = np.concatenate([np.empty(0, np.int64), *found])
+        nothing = np.full(len(stale), np.nan, np.float32)
+        self._put(stale, nothing, nothing)
 
     def _put(self, ids: Ids, scores: Float32s, steps: Float32s) -> None:
         self._examples.put(_SCORE, ids, scores)
