@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from steelyard.signals import el2n
+from steelyard_server.core.events import IdsRetired
 from steelyard_server.policies.draw.data_diet import DataDiet
 from steelyard_server.policies.draw.rows import Moment, Rows
 
@@ -133,3 +134,19 @@ def test_scores_that_never_come_leave_all_examples_in(life: Any) -> None:
 def test_parameters_that_make_no_sense_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         DataDiet.parse(bad)
+
+
+def test_what_was_kept_is_not_judged_again_when_all_that_was_left_out_is_retired(
+    life: Callable[..., Any],
+) -> None:
+    run = life({"method": "data_diet", "after_epochs": 1}, 40, 10)
+    for _ in range(6):
+        drawn = run.draw()
+        run.report(drawn, el2n=drawn.ids)
+    run.state.apply(IdsRetired(np.arange(20)))
+    served = []
+    for _ in range(8):
+        drawn = run.draw()
+        run.report(drawn, el2n=drawn.ids)
+        served.append(drawn.ids)
+    assert sorted(np.unique(np.concatenate(served[-2:]))) == list(range(20, 40))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from steelyard_server.core.events import IdsRetired
 from steelyard_server.policies.draw.jtt import Jtt
 from steelyard_server.policies.draw.rows import Moment, Rows
 
@@ -95,3 +96,19 @@ def test_the_worst_group_gains_by_the_second_training_and_not_without_the_copies
 def test_parameters_that_make_no_sense_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Jtt.parse(bad)
+
+
+def test_the_error_set_stays_as_it_was_when_all_of_it_is_retired(life: Callable[..., Any]) -> None:
+    run = life({"method": "jtt", "up_weight": 3}, 40, 10)
+    for _ in range(4):
+        drawn = run.draw()
+        run.report(drawn, correct=drawn.ids >= 5)
+    for _ in range(6):
+        run.report(run.draw(), correct=np.ones(10))
+    run.state.apply(IdsRetired(np.arange(5)))
+    # The second model is wrong about everything, which is nobody's business any more.
+    for _ in range(9):
+        drawn = run.draw()
+        run.report(drawn, correct=np.zeros(10))
+    assert drawn.probability is None
+    assert (run.column("own:copies")[5:] == 1).all()

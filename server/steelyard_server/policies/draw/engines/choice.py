@@ -38,7 +38,8 @@ class JudgedDraw(SubsetDraw):
     def keep(self, rows: Rows, moment: Moment) -> Kept | None:
         if moment.epoch < self.epochs_before:
             return everything(rows)
-        if self.reads_reports and ((rows[COPIES] != 1) & ~np.isnan(rows[COPIES]) & rows.live).any():
+        # Also when all of those are retired by now.
+        if self.reads_reports and ((rows[COPIES] != 1) & ~np.isnan(rows[COPIES])).any():
             return None
         return self.judge(rows, of_run(moment))
 

@@ -16,7 +16,8 @@ from steelyard_server.policies.draw.engines.epochs import Epoch, EpochDraw, Epoc
 from steelyard_server.policies.draw.rows import Moment, Rows
 
 COPIES = "own:copies"
-"""float32[size]: how many places an id takes in the running epoch; NaN where it was appended since."""
+"""float32[size]: how many places an id takes in the running epoch; NaN where it was appended since, or was retired
+already when it was chosen: nothing was decided on it."""
 WEIGHT = "own:weight"
 
 _MOST_COPIES = 1 << 24
@@ -114,9 +115,9 @@ class SubsetDrawer(EpochDrawer):
             copies = _checked(kept, rows.size)
             weight = np.ones(rows.size, np.float32) if kept.weight is None else kept.weight
         live = rows.live
-        copies = np.where(live, copies, np.float32(0))
-        if not copies.any():
-            copies = live.astype(np.float32)
+        copies = np.where(live, copies, np.float32(0 if kept is None else np.nan))
+        if not (copies > 0).any():
+            copies = np.where(live, np.float32(1), np.float32(np.nan))
             weight = np.ones(rows.size, np.float32)
         self._put(COPIES, copies)
         if self._weighs and weight is not None:
@@ -124,7 +125,8 @@ class SubsetDrawer(EpochDrawer):
 
     def _put(self, name: str, values: Float32s) -> None:
         """Only what differs, so that little is saved where little did."""
-        at = np.flatnonzero(values != self._examples.columns[name])
+        before = self._examples.columns[name]
+        at = np.flatnonzero((values != before) & ~(np.isnan(values) & np.isnan(before)))
         self._examples.put(name, at, values[at])
 
     def _read(self) -> Epoch:
