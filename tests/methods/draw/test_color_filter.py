@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from steelyard_server.core.events import IdsRetired
 from steelyard_server.policies.draw.color_filter import ColorFilter
 from steelyard_server.policies.draw.rows import Moment, Rows
 
@@ -73,3 +74,13 @@ def test_a_run_draws_the_chosen_and_all_of_them_where_no_column_says_anything(li
 def test_parameters_that_make_no_sense_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ColorFilter.parse(bad)
+
+
+def test_a_group_of_which_the_whole_epoch_is_retired_can_be_asked_about(life: Callable[..., Any]) -> None:
+    draw = {"method": "color_filter", "tau": 2, "prior": "a", "conditional": "b"}
+    columns = {"group": [0] * 10 + [1] * 10, "a": np.arange(20) % 10, "b": np.zeros(20)}
+    run = life(draw, 20, 4, columns=columns, mix={"method": "group_balanced"})
+    run.draw()
+    run.state.apply(IdsRetired(np.arange(5, 10)))
+    assert 0 < run.state.peek_drawer().effective_sample_ratio() <= 1
+    assert not np.isin(run.draw().ids, np.arange(5, 10)).any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -236,3 +237,22 @@ def test_a_bucket_that_has_no_half_life_is_refused() -> None:
 def test_it_reads_no_losses_so_they_may_weigh() -> None:
     policy = parse_policy({"method": "utility_decay"}, {"method": "linupper"})
     assert not policy.reads_reports
+
+
+def test_a_mix_fills_its_batch_also_with_what_the_buckets_left_out(life: Callable[..., Any]) -> None:
+    law = {"budget": 100, "bucket_size": 100, "exponents": (-0.5, -0.01), "a": 1e4}
+    draw = {"method": "utility_decay", "bucket": "b", "half_lives": (1.0, 1.0), **law, "sampling": "distinct"}
+    columns = {"group": [0] * 90 + [1] * 10, "b": [0] * 100}
+    run = life(draw, 100, 32, columns=columns, mix={"method": "group_balanced"})
+    run.draw()
+    run.grow(1100)
+    # The second group grows by examples of a bucket that is not drawn from, and the first is nearly gone.
+    for name in ("group", "b"):
+        run.state.apply(ColumnSet(name, np.arange(100, 1100), np.ones(1000, np.float32)))
+    run.state.apply(IdsRetired(np.arange(85)))
+    drawn = run.draw()
+    chances = dict(zip(drawn.ids.tolist(), drawn.probability.tolist(), strict=True))
+    assert len(chances) == 32
+    np.testing.assert_allclose([chances[one] * 32 for one in range(85, 100)], 1, rtol=1e-9)
+    others = [chance for one, chance in chances.items() if one >= 100]
+    np.testing.assert_allclose(others, 17 / 1000 / 32, rtol=1e-9)

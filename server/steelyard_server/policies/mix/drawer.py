@@ -24,6 +24,7 @@ import numpy as np
 
 from steelyard_server.core.random import Purpose, bits
 from steelyard_server.policies.draw.contract import Draw, Drawer, Drawn, Examples, Float32s, Ids
+from steelyard_server.policies.draw.engines.sparse import SparseDrawer
 from steelyard_server.policies.mix.contract import Float64s, GroupReport, Int64s, Mix
 from steelyard_server.policies.mix.counts import Shares, integer_masses, shares
 from steelyard_server.policies.mix.groups import GroupIds, Members, by_group, chosen, group_ids
@@ -105,6 +106,15 @@ class MixDrawer(Drawer):
             # Most draws prepare nothing, and groups can be many.
             if type(group.drawer).prepare is not Drawer.prepare:
                 group.drawer.prepare(step)
+        self._fill_up()
+
+    def _fill_up(self) -> None:
+        """Where the groups' draws leave out so much that a batch could not be filled, they take it in. A group minds
+        its own share, which was that of when it began."""
+        sparse = [group.drawer for group in self._groups.values() if isinstance(group.drawer, SparseDrawer)]
+        if sparse and int(self._most(self._batch_size).sum()) < self._batch_size:
+            for drawer in sparse:
+                drawer.spread()
 
     def draw(self, step: int, count: int | None = None) -> Drawn:
         count = self._batch_size if count is None else count
@@ -356,12 +366,14 @@ class MixDrawer(Drawer):
         """Of the law before groups are capped."""
         if not self._groups:
             return math.nan
-        squares = 0.0
+        squares = whole = 0.0
         for number, share in enumerate(self.masses().tolist()):
             group = self._groups.get(number)
-            if group is not None and share > 0:
+            # Where all that a group's epoch has left is retired, its next one is chosen before the next draw.
+            if group is not None and share > 0 and group.drawer.drawable:
                 squares += share**2 / (group.drawer.drawable * group.drawer.effective_sample_ratio())
-        return 1.0 / (self.drawable * squares) if squares else math.nan
+                whole += share
+        return whole**2 / (self.drawable * squares) if squares else math.nan
 
     def check(self) -> None:
         assert np.array_equal(self._group_of, self._groups_now()), "groups differ from their column"

@@ -55,10 +55,15 @@ class SparseDrawer(ScoredDrawer):
     def get_state(self) -> Mapping[str, Any]:
         return {"scale": super().get_state(), "spread": self._spread}
 
-    def _spread_if_few(self) -> None:
-        if not self._spread and self._tree.live < self._least_rows:
+    def spread(self) -> None:
+        """From now on, until weights are computed again, those that have none fill what others leave. O(size)."""
+        if not self._spread:
             self._spread = True
             self._tree.refill(self._fill)
+
+    def _spread_if_few(self) -> None:
+        if self._tree.live < self._least_rows:
+            self.spread()
 
     def _fill(self, start: int, leaves: npt.NDArray[np.uint32]) -> None:
         super()._fill(start, leaves)
