@@ -214,6 +214,13 @@ class Journaled:
             self._lost(log)
             raise
 
+    def forget(self) -> None:
+        """The state went on in a way that no event tells of: it is read from disk again."""
+        log = self.log
+        with contextlib.suppress(StoreError):
+            self.hand_over()
+        self._lost(log)
+
     def write_and_wait(self, events: Sequence[Event], *, frees: bool = False) -> None:
         """Applies and journals `events`; durable on return. `frees`: they lead to what makes room in the store."""
         self.hand_over()

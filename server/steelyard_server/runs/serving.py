@@ -39,7 +39,7 @@ from steelyard_server.runs.messages import (
     Slice,
 )
 from steelyard_server.runs.ranks import Rank, Ranks, check_attempt, check_credit, check_join
-from steelyard_server.runs.state import PATIENCE
+from steelyard_server.runs.state import PATIENCE, UndrawableError
 from steelyard_server.runs.stats import missing_input
 from steelyard_server.runs.steps import StepRecord
 from steelyard_server.runs.weighing import StepWeights, draw_weight, journaled_weight, weighing_of
@@ -329,8 +329,15 @@ class Serving:
             return False
         try:
             event = state.draw()
-        except ValueError as error:
+        except UndrawableError as error:
             self.end_streams(Unready(f"step {state.next_step} cannot be drawn: {error}"))
+            return False
+        except Exception as error:
+            _log.exception("draw_failed", run=self._run.name, step=state.next_step)
+            self.end_streams(
+                Unready(f"step {state.next_step} cannot be drawn: {type(error).__name__}: {error}")
+            )
+            self._run.forget()
             return False
         while self._undurable and self._undurable[oldest := next(iter(self._undurable))].reached:
             del self._undurable[oldest]

@@ -89,6 +89,10 @@ class HistoryEntry:
     losses: Float32s
 
 
+class UndrawableError(ValueError):
+    """The policy cannot draw from the examples as they are; the state is as it was."""
+
+
 class RunState:
     """Everything that determines the batches to come. Single-threaded."""
 
@@ -203,10 +207,11 @@ class RunState:
         """The next batch; it counts as drawn once it is applied. The only trace of asking is the fold that applying it
         makes as well.
 
-        ValueError where the policy cannot draw one (`obstacle`); the state is then as it was.
+        UndrawableError where the policy cannot draw one (`obstacle`). Whatever else is raised comes from a method,
+        behind the fold: no event tells of that, so the state is of no use any more.
         """
         if (obstacle := self.obstacle()) is not None:
-            raise ValueError(obstacle)
+            raise UndrawableError(obstacle)
         step = self.next_step
         self._fold_for_draw(step)
         self.drawer.prepare(step)
