@@ -237,8 +237,8 @@ class Run:
 
     def rewind(self, to: int | str) -> RunInfo:
         """Takes the run back to a step or a bookmark: what was drawn or reported from there on is undone, and the
-        bookmarks of later steps go with what they named. To keep all that, fork instead. Changes of the policy since then
-        are undone too; one that was made while the step was the next to be drawn stays, as it is the step's own.
+        bookmarks of later steps go with what they named. To keep all that, fork instead. Changes of the policy since
+        then are undone too; one that was made while the step was the next to be drawn stays, as it is the step's own.
 
         Its sessions end with Aborted. FailedPrecondition: a step that is ahead of the run or no longer retained.
         """
