@@ -100,6 +100,7 @@ def offline(run: steelyard.Run, first: int = 0) -> dict[int, npt.NDArray[np.floa
                 closed.add(event.step)
             case events.AttemptBegan():
                 closed |= {step for step in drawn if step < event.start_step}
+        closed |= {step for step in drawn if step < max(drawn) - 256}
         while order in drawn and (order in closed or weigh.parse(drawn[order][1]).reads != "losses"):
             served, rule, at = drawn[order]
             if order > first and rule != drawn[order - 1][1]:
@@ -301,6 +302,23 @@ def test_a_step_whose_rank_is_gone_is_closed_in_time_for_the_later_ones(client: 
     one.close()
 
 
+@pytest.mark.parametrize("method", ["linupper", "selective_backprop"])
+def test_who_waits_for_a_step_that_leaves_the_report_window_gets_what_its_reports_weigh(
+    client: steelyard.Client, method: str
+) -> None:
+    run = run_of(client, weigh={"method": method, "where": "server"}, staleness=1)
+    one, _ = (run.join(rank, 2, attempt="a", timeout=WAIT, prefetch=1) for rank in range(2))
+    pending = []
+    for _ in range(260):
+        batch = one.next(WAIT)
+        pending.append(one.report_async(batch, loss(batch)))
+    told = [each.result(WAIT) for each in pending[:2]]
+    expected = offline(run)
+    for step in range(2):
+        np.testing.assert_array_equal(told[step], expected[step][:5])
+    assert not pending[-1].done
+
+
 # -- what is missing ---------------------------------------------------------------------------------------------------
 
 
@@ -350,6 +368,19 @@ def test_a_misspelt_signal_is_told_when_the_run_is_made_and_when_it_is_joined(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(run, 20, world_size=1)
+
+
+@pytest.mark.parametrize("signal", ["losses", "loss_a"])
+def test_a_name_that_continues_that_of_the_loss_is_no_misspelt_one(
+    client: steelyard.Client, signal: str
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = run_of(client, draw={"method": "scored", "score": f"last_{signal}"})
+        with run.join() as session:
+            for _ in range(20):
+                batch = session.next(WAIT)
+                session.report(batch, loss(batch), signals={signal: loss(batch)})
 
 
 def test_a_misspelt_column_is_refused_with_the_nearest_name(client: steelyard.Client) -> None:

@@ -341,7 +341,12 @@ class Serving:
             return False
         while self._undurable and self._undurable[oldest := next(iter(self._undurable))].reached:
             del self._undurable[oldest]
+        # Of these, whoever waits for weights gets them from what was reported, while that is known.
+        expiring = self.weights.awaited_below(event.step - state.spec.report_window, state)
+        closed = state.closed_steps
         self._undurable[event.step] = self._run.write([event])
+        if expiring or state.closed_steps != closed:
+            self.send_weights(expiring)
         return True
 
     def _report(self, rank: Rank, report: Report) -> None:
@@ -378,9 +383,9 @@ class Serving:
         durable = self._run.write(events, self.send_weights)
         durable.then(partial(outbox.send, answer))
 
-    def send_weights(self) -> None:
-        """Answers whoever waits for weights that there are by now."""
-        answers = list(self.weights.answers(self._run.state()))
+    def send_weights(self, expired: Sequence[StepRecord] = ()) -> None:
+        """Answers whoever waits for weights that there are by now; `expired`: steps that have just left memory."""
+        answers = list(self.weights.answers(self._run.state(), expired))
         for outbox, message in answers:
             if isinstance(message, RunError):
                 _log.error("step_not_weighed", run=self._run.name, why=str(message))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -65,14 +65,21 @@ class StepWeights:
         """The steps whose weights a trainer waits for."""
         return set(self._waiting)
 
+    def awaited_below(self, stop: int, state: RunState) -> list[StepRecord]:
+        """Those of the steps below `stop` that are in memory."""
+        return [state.steps[step] for step in sorted(self._waiting) if step < stop and step in state.steps]
+
     def forget_waiters(self) -> None:
         self._waiting.clear()
 
-    def answers(self, state: RunState) -> Iterator[tuple[Outbox, Weights | Unready]]:
-        """What the waiters of each step get that can be weighed now. They are then no longer waiting. Unready: the rule
-        failed."""
+    def answers(
+        self, state: RunState, expired: Sequence[StepRecord] = ()
+    ) -> Iterator[tuple[Outbox, Weights | Unready]]:
+        """What the waiters of each step get that can be weighed now; `expired`: steps that have just left memory. They
+        are then no longer waiting. Unready: the rule failed."""
+        left = {record.drawn.step: record for record in expired}
         for step in sorted(self._waiting):
-            record = state.steps.get(step)
+            record = state.steps.get(step) or left.get(step)
             if record is None or not rules.is_weighed(state.rule_of(step), record):
                 continue
             for offset, count, outbox in self._waiting.pop(step):
