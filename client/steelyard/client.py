@@ -13,7 +13,7 @@ from steelyard import wire
 from steelyard.arguments import float_array, id_array, pack_ids, seconds, whole
 from steelyard.channel import check_address
 from steelyard.errors import InvalidArgument
-from steelyard.info import DatasetInfo, RunInfo, Staleness, dataset_info, run_info
+from steelyard.info import DatasetInfo, RunInfo, Staleness, check_mix, dataset_info, run_info
 from steelyard.missing import warn_of_all
 from steelyard.run import Run
 from steelyard.structs import to_struct
@@ -236,6 +236,7 @@ class Client:
         )
         request = runs_pb2.CreateRunRequest(spec=spec, exist_ok=exist_ok)
         answer = self._transport.call(self._transport.runs.CreateRun, request, f"creating run {name!r}")
+        check_mix(mix, answer.run, f"creating run {name!r}")
         warn_of_all(name, answer.run.missing_inputs)
         return Run(self, name)
 

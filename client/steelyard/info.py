@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from steelyard.errors import FailedPrecondition
 from steelyard.structs import from_struct
 from steelyard.v1 import datasets_pb2, runs_pb2
 
@@ -151,6 +152,17 @@ def staleness_of(spec: runs_pb2.RunSpec) -> Staleness:
 def mix_of(policy: runs_pb2.Policy) -> dict[str, Any]:
     """The mix in force. A server that knows none does not tell of it."""
     return from_struct(policy.mix) if policy.HasField("mix") else {"method": "none"}
+
+
+def check_mix(asked: Mapping[str, Any] | None, run: runs_pb2.Run, purpose: str) -> None:
+    """FailedPrecondition where a mix was asked for of a server that knows none: it passes over what it does not know,
+    and the run draws without groups."""
+    if asked is None or asked.get("method") == "none" or run.spec.policy.HasField("mix"):
+        return
+    raise FailedPrecondition(
+        f"{purpose}: expected the mix {dict(asked)!r}, got a run that draws without groups: this server is of before "
+        "there were mixes. Upgrade it, or go on with the run as it is, without `mix`"
+    )
 
 
 def run_info(message: runs_pb2.Run) -> RunInfo:

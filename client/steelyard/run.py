@@ -13,7 +13,7 @@ from steelyard.arguments import float_array, id_array, pack_ids, whole
 from steelyard.batch import Batch
 from steelyard.errors import Internal, InvalidArgument
 from steelyard.events import Event, read
-from steelyard.info import Retention, RunInfo, Stats, retention, run_info, stats
+from steelyard.info import Retention, RunInfo, Stats, check_mix, retention, run_info, stats
 from steelyard.missing import warn_of_all
 from steelyard.options import SessionOptions
 from steelyard.session import Session
@@ -271,6 +271,7 @@ class Run:
             request.step = self.info().closed_steps if step is None else whole("step", step)
         purpose = self._purpose(f"forking {new_name!r} from")
         answer = self._transport.call(self._transport.runs.Fork, request, purpose)
+        check_mix(mix, answer.run, purpose)
         warn_of_all(new_name, answer.run.missing_inputs)
         return Run(self._client, new_name)
 
@@ -288,6 +289,7 @@ class Run:
         request = runs_pb2.ChangePolicyRequest(name=self._name, policy=_policy(draw, weigh, mix))
         purpose = self._purpose("changing the policy of")
         answer = self._transport.call(self._transport.runs.ChangePolicy, request, purpose)
+        check_mix(mix, answer.run, purpose)
         warn_of_all(self._name, answer.run.missing_inputs)
         return run_info(answer.run)
 
