@@ -110,6 +110,19 @@ def test_a_weigher_that_cannot_be_used_is_refused_with_the_nearest_name(
     assert str(error.value).startswith("weigh: ")
 
 
+@pytest.mark.parametrize(
+    ("family", "policy"),
+    [
+        ("weigh", {"draw": {"method": "shuffle"}, "weigher": {"method": "mask_top", "signal": "x" * 65}}),
+        ("draw", {"draw": {**SCORED, "score": "last_" + "x" * 65}, "weigher": {"method": "uniform"}}),
+        ("mix", {"draw": {"method": "shuffle"}, "weigher": {}, "mix": {"method": "doremi", "excess": ""}}),
+    ],
+)
+def test_a_signal_that_no_report_can_bring_is_refused(family: str, policy: dict[str, Any]) -> None:
+    with pytest.raises(PolicyError, match=f"^{family}: expected signals with names of 1..64 characters"):
+        parse_policy(**policy)
+
+
 @pytest.mark.parametrize("score", ["last_loss", "mean_loss", "ema_loss", "count_loss"])
 def test_losses_are_not_drawn_by_and_weighed_by_at_once(score: str) -> None:
     with pytest.raises(PolicyError, match=f"the draw reads {score} and the weigher reads the losses again"):

@@ -39,6 +39,13 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+def misspelt(name: str, known: Iterable[str]) -> bool:
+    """Whether a name seems to be a known one, misspelt: near to it, and none that goes on from it, as those of further
+    signals do."""
+    near = nearest(name, known)
+    return near is not None and near not in name
+
+
 def explain(one: Input, known: Iterable[str]) -> str:
     """What is missing, in one sentence; `known`: the signals that have come."""
     near = nearest(one.name, known) if one.kind == "signal" else None

@@ -25,6 +25,7 @@ NO_MIX: Mapping[str, Any] = {"method": "none"}
 """Batches are drawn from all examples, whatever group they are in."""
 
 _OWN = "own:"
+_LONGEST_SIGNAL = 64  # as of reports
 
 
 class PolicyError(ValueError):
@@ -184,6 +185,7 @@ def parse_policy(
         raise PolicyError(refusal)
     policy = Policy(drawn, rule, where, mixed)
     _refuse_misnamed_columns(policy)
+    _refuse_misnamed_signals(policy)
     return policy
 
 
@@ -239,6 +241,16 @@ def _refuse_misnamed_columns(policy: Policy) -> None:
     for name in policy.own:
         if not name.startswith(_OWN):
             raise PolicyError(f"draw: expected a method's own column to be named {_OWN}NAME, got {name!r}")
+
+
+def _refuse_misnamed_signals(policy: Policy) -> None:
+    """No report can bring such a one."""
+    for one in policy.inputs:
+        if one.kind == "signal" and not 1 <= len(one.name) <= _LONGEST_SIGNAL:
+            raise PolicyError(
+                f"{one.family}: expected signals with names of 1..{_LONGEST_SIGNAL} characters; {one.method!r} reads "
+                f"{one.name[:80]!r}, of {len(one.name)}"
+            )
 
 
 def _one_of(names: Iterable[str]) -> str:

@@ -32,7 +32,7 @@ from steelyard_server.core.events import (
 )
 from steelyard_server.policies.columns import SERVED, ascending
 from steelyard_server.policies.draw import Drawer, Examples
-from steelyard_server.policies.inputs import Input, missing, nearest
+from steelyard_server.policies.inputs import Input, missing, misspelt
 from steelyard_server.policies.mix.drawer import MixDrawer
 from steelyard_server.policies.policy import Policy
 from steelyard_server.runs import rules
@@ -175,12 +175,12 @@ class RunState:
 
     def missing_signals(self) -> tuple[Input, ...]:
         """Those that the policy reads and that have not come, so that trainers should hear of it: a number of steps
-        was closed without, or the name is near to one that came."""
+        was closed without, or the name is one that came, misspelt."""
         late = self.closed_steps >= self.policy_since + PATIENCE
         return tuple(
             one
             for one in missing(self.inputs, self.heard, ())
-            if late or nearest(one.name, self.known_signals) is not None
+            if late or misspelt(one.name, self.known_signals)
         )
 
     @property
