@@ -7,7 +7,7 @@ The contract of every rule:
 * `weights` is pure arithmetic on whole arrays, of the losses and the context alone; it changes nothing in place
   and lets no gradient through. A rule that may run in the trainer (see `server_only`) works for numpy arrays,
   torch tensors and JAX arrays, on the device of the losses, and never waits for that device. The others need
-  numpy arrays only.
+  numpy arrays only. Where it reads losses, the trainer's context has the step and the mask alone.
 * The losses are those of the whole global batch (all ranks), in any shape. The result has their shape; it is
   float64 for float64 losses and float32 for all others.
 * `mask` is False where a position is padding (slices of unequal length gathered into one array). Padding has

@@ -104,6 +104,18 @@ def padding_weighs_nothing_and_changes_nothing(subject: Subject) -> None:
         np.testing.assert_allclose(padded[counts], bare, rtol=1e-4, atol=1e-6, err_msg="beside padding")
 
 
+def what_a_trainer_knows_is_enough(subject: Subject) -> None:
+    """Of a rule that may run in the trainer: it has the losses, the step and the mask, and gives the same weights."""
+    rule = _rule(subject)
+    if rule.reads != "losses" or weigh.server_only(rule) is not None:
+        return
+    for step in range(STEPS):
+        losses, context = _batch(subject, step)
+        kept = rule.weights(losses, context)
+        alone = rule.weights(losses, Context(step=step))
+        np.testing.assert_array_equal(alone, kept, f"step {step}, in the trainer")
+
+
 def weights_are_finite_and_not_negative(subject: Subject) -> None:
     """For any finite losses, any column, and for the batch after it; and for a batch where some are not finite."""
     rule = _rule(subject)
@@ -143,6 +155,7 @@ CLAUSES: tuple[Callable[[Subject], None], ...] = (
     the_order_in_a_batch_does_not_matter,
     equal_losses_give_equal_weights,
     padding_weighs_nothing_and_changes_nothing,
+    what_a_trainer_knows_is_enough,
     weights_are_finite_and_not_negative,
     an_outlier_leaves_weights_finite,
 )
