@@ -89,6 +89,8 @@ class SelectiveBackprop(Rule):
                 object.__setattr__(self, field, checks.count(f"{name}.{field}", getattr(self, field)))
         if self.form == "composer" and self.total_steps is None:
             raise ValueError(f"{name}.total_steps: expected the number of steps of the training, got none")
+        if self.start > self.end:
+            raise ValueError(f"{name}.start: expected at most end, {self.end:g}, got {self.start:g}")
 
     @property
     def remembers(self) -> bool:

@@ -130,6 +130,10 @@ def test_any_losses_give_finite_weights_and_a_past_of_numbers(config: Any) -> No
     ("change", "message"),
     [
         ({"form": "composer"}, "total_steps: expected the number of steps"),
+        (
+            {"form": "composer", "total_steps": 9, "start": 0.6, "end": 0.5},
+            "start: expected at most end, 0.5",
+        ),
         ({"form": "other"}, "form: expected one of official, composer"),
         ({"beta": -1}, "beta: expected"),
         ({"p_min": 2}, "p_min: expected"),
