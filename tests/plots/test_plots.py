@@ -66,6 +66,14 @@ def test_masses_in_the_picture_are_those_of_the_mix() -> None:
         assert set(line.get_ydata()) == {share}
 
 
+def test_masses_in_the_picture_are_of_what_the_mix_keeps() -> None:
+    [masses, _], told = panels(find("rank_aggregate_quota", "mix")[0], FEW, rankings=["quality"], k=3)
+    kept = [int(number) for number in told.split("keeps [")[1].split("]")[0].split(", ")]
+    assert sum(kept) == 3
+    for line, count in zip(masses.get_lines(), kept, strict=True):
+        assert set(line.get_ydata()) == {count / 3}
+
+
 def test_the_losses_pictured_by_default_are_as_stated() -> None:
     losses = default_losses()
     assert len(losses) == 1024
@@ -112,6 +120,8 @@ def test_the_command_draws_a_picture(name: str, tmp_path: Path) -> None:
         (["temperature", "--plot", "f.png", "--set", "temperature=0"], "mix: temperature: Input should be"),
         (["static", "--plot", "f.png", "--set", "shares=[1]"], "each of the 3 groups"),
         (["linupper", "--plot", "f.nonsense"], "nonsense"),
+        (["linupper", "--plot", "f."], "expected a file whose name ends in .png, .svg or .pdf"),
+        (["linupper", "--plot", "f.png", "--set", 'method="upper"'], "a parameter of linupper, got 'method'"),
         (["linupper", "--plot", "f.png", "--losses", "/no/such/file"], "/no/such/file"),
     ],
 )

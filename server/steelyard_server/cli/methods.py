@@ -69,7 +69,11 @@ def _plot(name: str | None, found: list[Entry], to: Path, losses: Path | None, s
         raise typer.BadParameter(
             f"--plot: expected one method; {name or 'no name'} is of {families}: --family"
         )
+    if len(to.suffix) < 2:
+        raise typer.BadParameter(f"--plot: expected a file whose name ends in .png, .svg or .pdf; got {to}")
     parameters = dict(_setting(text) for text in settings)
+    if "method" in parameters:
+        raise typer.BadParameter(f"--set: expected a parameter of {name}, got 'method'")
     try:
         given = plots.default_losses() if losses is None else plots.read_losses(losses)
         made_from = plots.DEFAULT if losses is None else f"{len(given)} losses of {losses.name}"
