@@ -64,6 +64,9 @@ class PolicyChanged:
     draw: Mapping[str, Any]
     mix: Mapping[str, Any]
     weigh: Mapping[str, Any]
+    step: int | None = None
+    """That of the next draw: the first one under this policy, unless it is changed again before. None: the server is of
+    an earlier day."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -315,7 +318,8 @@ def _run_created(record: int, message: pb.RunCreated) -> RunCreated:
 
 def _policy_changed(record: int, message: pb.PolicyChanged) -> PolicyChanged:
     policy = message.policy
-    return PolicyChanged(record, from_struct(policy.draw), mix_of(policy), from_struct(policy.weigh))
+    step = message.step if message.HasField("step") else None
+    return PolicyChanged(record, from_struct(policy.draw), mix_of(policy), from_struct(policy.weigh), step)
 
 
 def _column_set(record: int, message: pb.ColumnSet) -> ColumnSet:

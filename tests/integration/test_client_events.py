@@ -429,3 +429,53 @@ def test_what_precedes_damage_comes_and_then_the_place_is_told(tmp_path):
             seen.extend(run.events())
         assert [one.record for one in seen] == list(range(bad))
         assert [one.step for one in run.events(None, 2) if isinstance(one, events.BatchDrawn)] == [0, 1]
+
+
+def drawn_behind(seen):
+    """(what a change of policy says, the step of the next draw in the stream), for each of them."""
+    found, changes = [], []
+    for event in seen:
+        if isinstance(event, events.PolicyChanged):
+            changes.append(event.step)
+        elif isinstance(event, events.BatchDrawn):
+            found += [(step, event.step) for step in changes]
+            changes = []
+    return found, changes
+
+
+def test_a_change_of_policy_says_the_step_from_which_it_holds(client):
+    run = whole_life(client)
+    steps, open_ends = drawn_behind(run.events())
+    assert len(steps) == 2
+    assert not open_ends
+    assert all(said == drawn for said, drawn in steps)
+    # As well where the stream begins behind the draw before it, or nothing is drawn behind it.
+    first = steps[0][0]
+    assert drawn_behind(run.events(first - 1))[0] == steps
+    run.change_policy(weigh={"method": "uniform"})
+    assert drawn_behind(run.events())[1] == [run.info().next_step]
+
+
+def test_a_change_before_the_first_draw_and_in_a_fork_says_its_step_too(client):
+    client.set_column("d", "quality", np.arange(40) / 4)
+    run = client.create_run("r", dataset="d", batch_size=6, staleness=0, draw=SCORED)
+    run.change_policy(weigh={"method": "importance"})
+    assert drawn_behind(run.events()) == ([], [0])
+    train(run, 5)
+    assert drawn_behind(run.events())[0] == [(0, 0)]
+    fork = run.fork("f", step=3)
+    fork.change_policy(weigh={"method": "uniform"})
+    assert drawn_behind(fork.events()) == ([], [3])
+    train(fork, 2)
+    assert drawn_behind(fork.events())[0] == [(3, 3)]
+
+
+def test_behind_a_hole_a_change_says_its_step(tmp_path):
+    with server(tmp_path) as client:
+        client.create_dataset("d", 40)
+        run = client.create_run("r", dataset="d", batch_size=6, staleness=0, draw=SCORED, retain_steps=1)
+        train(run, 12)
+        run.change_policy(weigh={"method": "importance"})
+        train(run, 3, attempt="b")
+        (said, drawn), *_ = drawn_behind(run.events())[0]
+        assert said == drawn > 0

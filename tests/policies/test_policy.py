@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_a_weigher_that_cannot_be_used_is_refused_with_the_nearest_name(
     with pytest.raises(PolicyError) as error:
         parse_policy({"method": "shuffle"}, weigher)
     assert message in str(error.value)
-    assert str(error.value).startswith("weigh: ")
+    assert str(error.value).startswith(("weigh: ", "weigh.method: ", "weigh.where: "))
 
 
 @pytest.mark.parametrize(
@@ -214,3 +215,62 @@ def test_a_mix_that_does_not_fit_the_groups_says_what_there_is() -> None:
     misfit = distinct.misfit(lambda name: np.minimum(groups, 1), none, 4)
     assert "got 3 in the groups of column 'group'" in str(misfit)
     assert parse_policy(SCORED, UNIFORM).misfit(lambda name: groups, none, 9) is None
+
+
+@pytest.mark.parametrize(
+    ("mix", "field"),
+    [
+        ({"method": "static", "shares": [0, 0]}, "mix.shares"),
+        ({"method": "ado", "prior": [0, 0]}, "mix.prior"),
+        ({"method": "doremi", "initial": [0, 0]}, "mix.initial"),
+        ({"method": "sheared_llama", "targets": [0, 0], "initial": [0, 0]}, "mix.initial"),
+        ({"method": "skill_it", "initial": [0, 0]}, "mix.initial"),
+        ({"method": "skill_it", "targets": [0, 0]}, "mix.targets"),
+        ({"method": "domain_schedule", "stages": [{"start_step": 0, "mix": [0, 0]}]}, "mix.stages.0.mix"),
+    ],
+    ids=str,
+)
+def test_shares_that_are_all_zero_are_refused_with_their_field(mix: dict[str, Any], field: str) -> None:
+    with pytest.raises(PolicyError) as error:
+        parse_policy({"method": "shuffle"}, {"method": "uniform"}, mix)
+    assert str(error.value) == f"{field}: expected a number above 0 among them; got [0, 0]"
+
+
+@pytest.mark.parametrize(
+    ("draw", "weigher", "said"),
+    [
+        ({"method": "shuffle"}, {"method": "kl_dro", "beta": -1}, "weigh: parameter of kl_dro: "),
+        ({"method": "shuffle"}, {"method": "kl"}, "weigh.method: "),
+        (
+            {"method": "gumbel_top_k", "score": "q", "budget": 5},
+            {"method": "uniform"},
+            "draw: a budget needs",
+        ),
+    ],
+    ids=str,
+)
+def test_a_message_names_its_place_once(draw: dict[str, Any], weigher: dict[str, Any], said: str) -> None:
+    with pytest.raises(PolicyError) as error:
+        parse_policy(draw, weigher)
+    assert str(error.value).startswith(said), error.value
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ([[0, [1, 2]]], "mix.stages.0: expected an object with the fields of a stage; got [0, [1, 2]]"),
+        ([{"start_step": 0, "mix": [1, -1]}], r"mix.stages.0.mix.1: .*greater than or equal to 0; got -1"),
+        (
+            [{"mix": [1]}],
+            "mix.stages.0: expected a stage to have either start_step or start_fraction; got .*",
+        ),
+        ([], r"mix.stages: .*at least 1 item.*; got \[\]"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_in_a_stage_is_said_once(stages: Any, said: str) -> None:
+    with pytest.raises(PolicyError) as error:
+        parse_policy(
+            {"method": "shuffle"}, {"method": "uniform"}, {"method": "domain_schedule", "stages": stages}
+        )
+    assert re.fullmatch(said.replace("[0, [1, 2]]", r"\[0, \[1, 2\]\]"), str(error.value)), error.value

@@ -27,15 +27,15 @@ from steelyard.v1 import arrays_pb2 as steelyard_dot_v1_dot_arrays__pb2
 from steelyard.v1 import runs_pb2 as steelyard_dot_v1_dot_runs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19steelyard/v1/events.proto\x12\x0csteelyard.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x19steelyard/v1/arrays.proto\x1a\x17steelyard/v1/runs.proto\"k\n\x13StreamEventsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\tfrom_step\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x14\n\x07to_step\x18\x03 \x01(\x04H\x01\x88\x01\x01\x42\x0c\n\n_from_stepB\n\n\x08_to_step\";\n\x14StreamEventsResponse\x12#\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x13.steelyard.v1.Event\"\xd8\x04\n\x05\x45vent\x12\x0e\n\x06record\x18\x01 \x01(\x04\x12/\n\x0brun_created\x18\x02 \x01(\x0b\x32\x18.steelyard.v1.RunCreatedH\x00\x12\x35\n\x0epolicy_changed\x18\x03 \x01(\x0b\x32\x1b.steelyard.v1.PolicyChangedH\x00\x12-\n\ncolumn_set\x18\x04 \x01(\x0b\x32\x17.steelyard.v1.ColumnSetH\x00\x12\x33\n\rdataset_grown\x18\x05 \x01(\x0b\x32\x1a.steelyard.v1.DatasetGrownH\x00\x12/\n\x0bids_retired\x18\x06 \x01(\x0b\x32\x18.steelyard.v1.IdsRetiredH\x00\x12/\n\x0b\x62\x61tch_drawn\x18\x07 \x01(\x0b\x32\x18.steelyard.v1.BatchDrawnH\x00\x12\x37\n\x0flosses_reported\x18\x08 \x01(\x0b\x32\x1c.steelyard.v1.LossesReportedH\x00\x12\x39\n\x10signals_observed\x18\t \x01(\x0b\x32\x1d.steelyard.v1.SignalsObservedH\x00\x12/\n\x0bstep_closed\x18\n \x01(\x0b\x32\x18.steelyard.v1.StepClosedH\x00\x12\x33\n\rattempt_began\x18\x0b \x01(\x0b\x32\x1a.steelyard.v1.AttemptBeganH\x00\x12.\n\nbookmarked\x18\x0c \x01(\x0b\x32\x18.steelyard.v1.BookmarkedH\x00\x42\x07\n\x05\x65vent\"G\n\nRunCreated\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.steelyard.v1.RunSpec\x12\x14\n\x0c\x64\x61taset_size\x18\x02 \x01(\x04\"5\n\rPolicyChanged\x12$\n\x06policy\x18\x01 \x01(\x0b\x32\x14.steelyard.v1.Policy\"b\n\tColumnSet\x12\x0e\n\x06\x63olumn\x18\x01 \x01(\t\x12 \n\x03ids\x18\x02 \x01(\x0b\x32\x13.steelyard.v1.Array\x12#\n\x06values\x18\x03 \x01(\x0b\x32\x13.steelyard.v1.Array\"\x1c\n\x0c\x44\x61tasetGrown\x12\x0c\n\x04size\x18\x01 \x01(\x04\".\n\nIdsRetired\x12 \n\x03ids\x18\x01 \x01(\x0b\x32\x13.steelyard.v1.Array\"\xfc\x01\n\nBatchDrawn\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12 \n\x03ids\x18\x02 \x01(\x0b\x32\x13.steelyard.v1.Array\x12(\n\x0bprobability\x18\x03 \x01(\x0b\x32\x13.steelyard.v1.Array\x12\x1b\n\x13uniform_probability\x18\x04 \x01(\x01\x12\x15\n\rstate_version\x18\x05 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x06\x12+\n\ndraw_state\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12#\n\x06weight\x18\x08 \x01(\x0b\x32\x13.steelyard.v1.Array\"U\n\x0eLossesReported\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12%\n\x07signals\x18\x03 \x03(\x0b\x32\x14.steelyard.v1.Signal\"v\n\x0fSignalsObserved\x12\x11\n\x04step\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12 \n\x03ids\x18\x02 \x01(\x0b\x32\x13.steelyard.v1.Array\x12%\n\x07signals\x18\x03 \x03(\x0b\x32\x14.steelyard.v1.SignalB\x07\n\x05_step\"E\n\nStepClosed\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12)\n\x06reason\x18\x02 \x01(\x0e\x32\x19.steelyard.v1.CloseReason\"G\n\x0c\x41ttemptBegan\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\x12\n\nworld_size\x18\x02 \x01(\r\x12\x12\n\nstart_step\x18\x03 \x01(\x04\":\n\nBookmarked\x12\x10\n\x08\x62ookmark\x18\x01 \x01(\t\x12\x11\n\x04step\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_step*]\n\x0b\x43loseReason\x12\x1c\n\x18\x43LOSE_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43LOSE_REASON_TIMEOUT\x10\x01\x12\x16\n\x12\x43LOSE_REASON_OWNER\x10\x02\x32g\n\x0c\x45ventService\x12W\n\x0cStreamEvents\x12!.steelyard.v1.StreamEventsRequest\x1a\".steelyard.v1.StreamEventsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19steelyard/v1/events.proto\x12\x0csteelyard.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x19steelyard/v1/arrays.proto\x1a\x17steelyard/v1/runs.proto\"k\n\x13StreamEventsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\tfrom_step\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x14\n\x07to_step\x18\x03 \x01(\x04H\x01\x88\x01\x01\x42\x0c\n\n_from_stepB\n\n\x08_to_step\";\n\x14StreamEventsResponse\x12#\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x13.steelyard.v1.Event\"\xd8\x04\n\x05\x45vent\x12\x0e\n\x06record\x18\x01 \x01(\x04\x12/\n\x0brun_created\x18\x02 \x01(\x0b\x32\x18.steelyard.v1.RunCreatedH\x00\x12\x35\n\x0epolicy_changed\x18\x03 \x01(\x0b\x32\x1b.steelyard.v1.PolicyChangedH\x00\x12-\n\ncolumn_set\x18\x04 \x01(\x0b\x32\x17.steelyard.v1.ColumnSetH\x00\x12\x33\n\rdataset_grown\x18\x05 \x01(\x0b\x32\x1a.steelyard.v1.DatasetGrownH\x00\x12/\n\x0bids_retired\x18\x06 \x01(\x0b\x32\x18.steelyard.v1.IdsRetiredH\x00\x12/\n\x0b\x62\x61tch_drawn\x18\x07 \x01(\x0b\x32\x18.steelyard.v1.BatchDrawnH\x00\x12\x37\n\x0flosses_reported\x18\x08 \x01(\x0b\x32\x1c.steelyard.v1.LossesReportedH\x00\x12\x39\n\x10signals_observed\x18\t \x01(\x0b\x32\x1d.steelyard.v1.SignalsObservedH\x00\x12/\n\x0bstep_closed\x18\n \x01(\x0b\x32\x18.steelyard.v1.StepClosedH\x00\x12\x33\n\rattempt_began\x18\x0b \x01(\x0b\x32\x1a.steelyard.v1.AttemptBeganH\x00\x12.\n\nbookmarked\x18\x0c \x01(\x0b\x32\x18.steelyard.v1.BookmarkedH\x00\x42\x07\n\x05\x65vent\"G\n\nRunCreated\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.steelyard.v1.RunSpec\x12\x14\n\x0c\x64\x61taset_size\x18\x02 \x01(\x04\"Q\n\rPolicyChanged\x12$\n\x06policy\x18\x01 \x01(\x0b\x32\x14.steelyard.v1.Policy\x12\x11\n\x04step\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_step\"b\n\tColumnSet\x12\x0e\n\x06\x63olumn\x18\x01 \x01(\t\x12 \n\x03ids\x18\x02 \x01(\x0b\x32\x13.steelyard.v1.Array\x12#\n\x06values\x18\x03 \x01(\x0b\x32\x13.steelyard.v1.Array\"\x1c\n\x0c\x44\x61tasetGrown\x12\x0c\n\x04size\x18\x01 \x01(\x04\".\n\nIdsRetired\x12 \n\x03ids\x18\x01 \x01(\x0b\x32\x13.steelyard.v1.Array\"\xfc\x01\n\nBatchDrawn\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12 \n\x03ids\x18\x02 \x01(\x0b\x32\x13.steelyard.v1.Array\x12(\n\x0bprobability\x18\x03 \x01(\x0b\x32\x13.steelyard.v1.Array\x12\x1b\n\x13uniform_probability\x18\x04 \x01(\x01\x12\x15\n\rstate_version\x18\x05 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x06\x12+\n\ndraw_state\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12#\n\x06weight\x18\x08 \x01(\x0b\x32\x13.steelyard.v1.Array\"U\n\x0eLossesReported\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12%\n\x07signals\x18\x03 \x03(\x0b\x32\x14.steelyard.v1.Signal\"v\n\x0fSignalsObserved\x12\x11\n\x04step\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12 \n\x03ids\x18\x02 \x01(\x0b\x32\x13.steelyard.v1.Array\x12%\n\x07signals\x18\x03 \x03(\x0b\x32\x14.steelyard.v1.SignalB\x07\n\x05_step\"E\n\nStepClosed\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12)\n\x06reason\x18\x02 \x01(\x0e\x32\x19.steelyard.v1.CloseReason\"G\n\x0c\x41ttemptBegan\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\x12\n\nworld_size\x18\x02 \x01(\r\x12\x12\n\nstart_step\x18\x03 \x01(\x04\":\n\nBookmarked\x12\x10\n\x08\x62ookmark\x18\x01 \x01(\t\x12\x11\n\x04step\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_step*]\n\x0b\x43loseReason\x12\x1c\n\x18\x43LOSE_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43LOSE_REASON_TIMEOUT\x10\x01\x12\x16\n\x12\x43LOSE_REASON_OWNER\x10\x02\x32g\n\x0c\x45ventService\x12W\n\x0cStreamEvents\x12!.steelyard.v1.StreamEventsRequest\x1a\".steelyard.v1.StreamEventsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'steelyard.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CLOSEREASON']._serialized_start=1870
-  _globals['_CLOSEREASON']._serialized_end=1963
+  _globals['_CLOSEREASON']._serialized_start=1898
+  _globals['_CLOSEREASON']._serialized_end=1991
   _globals['_STREAMEVENTSREQUEST']._serialized_start=125
   _globals['_STREAMEVENTSREQUEST']._serialized_end=232
   _globals['_STREAMEVENTSRESPONSE']._serialized_start=234
@@ -45,25 +45,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNCREATED']._serialized_start=898
   _globals['_RUNCREATED']._serialized_end=969
   _globals['_POLICYCHANGED']._serialized_start=971
-  _globals['_POLICYCHANGED']._serialized_end=1024
-  _globals['_COLUMNSET']._serialized_start=1026
-  _globals['_COLUMNSET']._serialized_end=1124
-  _globals['_DATASETGROWN']._serialized_start=1126
-  _globals['_DATASETGROWN']._serialized_end=1154
-  _globals['_IDSRETIRED']._serialized_start=1156
-  _globals['_IDSRETIRED']._serialized_end=1202
-  _globals['_BATCHDRAWN']._serialized_start=1205
-  _globals['_BATCHDRAWN']._serialized_end=1457
-  _globals['_LOSSESREPORTED']._serialized_start=1459
-  _globals['_LOSSESREPORTED']._serialized_end=1544
-  _globals['_SIGNALSOBSERVED']._serialized_start=1546
-  _globals['_SIGNALSOBSERVED']._serialized_end=1664
-  _globals['_STEPCLOSED']._serialized_start=1666
-  _globals['_STEPCLOSED']._serialized_end=1735
-  _globals['_ATTEMPTBEGAN']._serialized_start=1737
-  _globals['_ATTEMPTBEGAN']._serialized_end=1808
-  _globals['_BOOKMARKED']._serialized_start=1810
-  _globals['_BOOKMARKED']._serialized_end=1868
-  _globals['_EVENTSERVICE']._serialized_start=1965
-  _globals['_EVENTSERVICE']._serialized_end=2068
+  _globals['_POLICYCHANGED']._serialized_end=1052
+  _globals['_COLUMNSET']._serialized_start=1054
+  _globals['_COLUMNSET']._serialized_end=1152
+  _globals['_DATASETGROWN']._serialized_start=1154
+  _globals['_DATASETGROWN']._serialized_end=1182
+  _globals['_IDSRETIRED']._serialized_start=1184
+  _globals['_IDSRETIRED']._serialized_end=1230
+  _globals['_BATCHDRAWN']._serialized_start=1233
+  _globals['_BATCHDRAWN']._serialized_end=1485
+  _globals['_LOSSESREPORTED']._serialized_start=1487
+  _globals['_LOSSESREPORTED']._serialized_end=1572
+  _globals['_SIGNALSOBSERVED']._serialized_start=1574
+  _globals['_SIGNALSOBSERVED']._serialized_end=1692
+  _globals['_STEPCLOSED']._serialized_start=1694
+  _globals['_STEPCLOSED']._serialized_end=1763
+  _globals['_ATTEMPTBEGAN']._serialized_start=1765
+  _globals['_ATTEMPTBEGAN']._serialized_end=1836
+  _globals['_BOOKMARKED']._serialized_start=1838
+  _globals['_BOOKMARKED']._serialized_end=1896
+  _globals['_EVENTSERVICE']._serialized_start=1993
+  _globals['_EVENTSERVICE']._serialized_end=2096
 # @@protoc_insertion_point(module_scope)

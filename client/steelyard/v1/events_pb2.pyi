@@ -72,10 +72,12 @@ class RunCreated(_message.Message):
     def __init__(self, spec: _Optional[_Union[_runs_pb2.RunSpec, _Mapping]] = ..., dataset_size: _Optional[int] = ...) -> None: ...
 
 class PolicyChanged(_message.Message):
-    __slots__ = ("policy",)
+    __slots__ = ("policy", "step")
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
     policy: _runs_pb2.Policy
-    def __init__(self, policy: _Optional[_Union[_runs_pb2.Policy, _Mapping]] = ...) -> None: ...
+    step: int
+    def __init__(self, policy: _Optional[_Union[_runs_pb2.Policy, _Mapping]] = ..., step: _Optional[int] = ...) -> None: ...
 
 class ColumnSet(_message.Message):
     __slots__ = ("column", "ids", "values")

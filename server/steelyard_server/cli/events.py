@@ -90,7 +90,7 @@ def _run_created(event: kinds.RunCreated) -> str:
 
 
 def _policy_changed(event: kinds.PolicyChanged) -> str:
-    return _policy(event)
+    return _policy(event) if event.step is None else f"from step {event.step}: {_policy(event)}"
 
 
 def _policy(of: kinds.RunSpec | kinds.PolicyChanged) -> str:

@@ -173,7 +173,8 @@ def parse_policy(
     try:
         rule, where = weigh.parse(weigher), weigh.parse_where(weigher)
     except (ValueError, TypeError) as error:
-        raise PolicyError(f"weigh: {error}") from error
+        said = str(error)
+        raise PolicyError(said if said.startswith("weigh") else f"weigh: {said}") from error
     for column in rule.columns:
         if parse_derived(column) is not None:
             raise PolicyError(
@@ -214,12 +215,13 @@ def _parse(family: str, methods: Mapping[str, type[T]], config: Mapping[str, Any
     try:
         return method.model_validate(dict(config))
     except ValidationError as error:
-        details = error.errors()
+        details = faults_of(error)
         raise PolicyError("; ".join(_explain(family, method, name, detail) for detail in details)) from error
 
 
 def _explain(family: str, method: type[BaseModel], name: str, detail: Any) -> str:
     field = ".".join(str(part) for part in detail["loc"])
+    said = said_of(detail)
     if detail["type"] == "extra_forbidden" and len(detail["loc"]) == 1:
         known = method.model_fields
         return (
@@ -227,8 +229,27 @@ def _explain(family: str, method: type[BaseModel], name: str, detail: Any) -> st
             f"its fields are {_one_of(known)}"
         )
     if not field:
-        return f"{family}: {detail['msg']}"
-    return f"{family}.{field}: {detail['msg']}; got {detail['input']!r}"
+        return f"{family}: {said}"
+    return f"{family}.{field}: {said}; got {detail['input']!r}"
+
+
+def faults_of(error: ValidationError) -> list[Any]:
+    """The errors in it, less those of a list or object that only say that something in it was refused."""
+    details = error.errors()
+    places = [detail["loc"] for detail in details]
+    return [
+        detail
+        for detail, place in zip(details, places, strict=True)
+        if not any(len(other) > len(place) and other[: len(place)] == place for other in places)
+    ]
+
+
+def said_of(detail: Any) -> str:
+    """What one of a ValidationError's errors says, without pydantic's word before what a method says itself."""
+    if detail["type"] == "model_type":
+        return f"expected an object with the fields of a {detail['ctx']['class_name'].lower()}"
+    own = detail.get("ctx", {}).get("error") if detail["type"] == "value_error" else None
+    return str(own or detail["msg"])
 
 
 def _refuse_misnamed_columns(policy: Policy) -> None:

@@ -290,6 +290,11 @@ class RunLog:
             ],
         )
 
+    def begins_at(self) -> int:
+        """The first step of the run while it has drawn nothing: that which it was forked at, or 0."""
+        kept = self._checkpoints.list() if self._forked else []
+        return kept[0][1] if kept else 0
+
     def checkpoint_bytes(self) -> int:
         """What the checkpoints take in the store. From any thread; reads every one."""
         return self._checkpoints.stored_bytes()

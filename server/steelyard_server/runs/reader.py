@@ -25,14 +25,16 @@ Rows = list[tuple[int, Event]]
 class JournalReader:
     """Reads the records that are durable when it is made. For one thread at a time."""
 
-    def __init__(self, name: str, journal: Journal) -> None:
-        """`journal` has just been opened and is this reader's alone. RecordDamaged where its last record is.
+    def __init__(self, name: str, journal: Journal, begins_at: int = 0) -> None:
+        """`journal` has just been opened and is this reader's alone; `begins_at`: the step that a run was forked at.
+        RecordDamaged where its last record is.
 
         Superseded where it is empty: the run `name` was deleted.
         """
         self._name = name
         self._journal = journal
         self._end, self._chain = journal.next_seq, journal.chain
+        self._begins_at = begins_at
         self._pieces = journal.lowest_seq(), journal.holes
         if not self._end:
             raise self._moved()
@@ -62,6 +64,19 @@ class JournalReader:
                 f"{step}, which {what}"
             )
         return seq
+
+    def next_step_at(self, seq: int) -> int:
+        """The first step drawn behind record `seq`, or the one that would be next. `seq` is one behind which nothing is
+        pruned. O(log steps) look-ups.
+
+        Superseded: as pages."""
+        first = self._journal.first_step()
+        if first is None:
+            return self._begins_at
+        steps = range(first, self._next_step())
+        found = first + bisect.bisect_left(steps, True, key=lambda step: self._is_behind(step, seq))
+        self._check_unchanged(damaged=False)
+        return found
 
     def pages(self, start: int, stop: int | None = None) -> Iterator[Rows]:
         """The records from `start` to `stop`, or to the last before one that was pruned, in order; a page holds 4 MiB
@@ -138,6 +153,10 @@ class JournalReader:
     def _is_missing(self, step: int) -> bool:
         seq = self._journal.seq_of_step(step)
         return seq is None or seq >= self._end
+
+    def _is_behind(self, step: int, seq: int) -> bool:
+        drawn = self._journal.seq_of_step(step)
+        return drawn is None or drawn > seq
 
     def _kept(self) -> str:
         first, after = self._journal.first_step(), self._next_step()

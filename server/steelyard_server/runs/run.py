@@ -140,7 +140,8 @@ class Run:
 
     def reader(self) -> JournalReader:
         """Reads what is durable now, beside the run and without asking it. StoreError where it cannot be read."""
-        return JournalReader(self._name, self._open_log().journal)
+        log = self._open_log()
+        return JournalReader(self._name, log.journal, begins_at=log.begins_at())
 
     def observe(self, step: int | None, ids: Ids, signals: Mapping[str, Float32s]) -> None:
         self._call(lambda: self._owner.observe(step, ids, signals), _LONG_CALL_SECONDS)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from steelyard_server.policies.policy import Policy, PolicyError, parse_policy
+from steelyard_server.policies.policy import Policy, PolicyError, faults_of, parse_policy, said_of
 from steelyard_server.runs.errors import Invalid
 
 NAME = r"^[A-Za-z0-9._-]{1,128}$"
@@ -67,6 +67,6 @@ def parse_spec(values: Mapping[str, Any]) -> RunSpec:
 def explain(error: ValidationError) -> str:
     """A validation error in one line: field, what was expected, what came."""
     return "; ".join(
-        f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg']}; got {detail['input']!r}"
-        for detail in error.errors()
+        f"{'.'.join(str(part) for part in detail['loc'])}: {said_of(detail)}; got {detail['input']!r}"
+        for detail in faults_of(error)
     )

@@ -33,12 +33,15 @@ _REASONS = {"timeout": pb.CLOSE_REASON_TIMEOUT, "owner": pb.CLOSE_REASON_OWNER}
 
 
 def responses(
-    rows: Iterable[tuple[int, Event]], limit: int = convert.RESPONSE_BYTES
+    rows: Iterable[tuple[int, Event, int | None]], limit: int = convert.RESPONSE_BYTES
 ) -> Iterator[pb.StreamEventsResponse]:
-    """The events in as few responses of about `limit` bytes as hold them; none where there are no events."""
+    """The events in as few responses of about `limit` bytes as hold them; none where there are no events. With each
+    comes the next step to be drawn behind it, where that is known."""
     response, size = pb.StreamEventsResponse(), 0
-    for record, event in rows:
+    for record, event, next_step in rows:
         for part in parts(record, event, limit):
+            if isinstance(event, PolicyChanged) and next_step is not None:
+                part.policy_changed.step = next_step
             length = part.ByteSize()
             if size and size + length > limit:
                 yield response

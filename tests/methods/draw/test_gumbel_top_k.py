@@ -183,7 +183,7 @@ def test_the_choice_is_the_runs_and_holds_over_epochs(life: Any) -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"budget": 5}, "draw: Value error, a budget needs tokens"),
+        ({"budget": 5}, "draw: a budget needs tokens"),
         ({"budget": 5, "tokens": "t", "k": 3}, "expected k or budget, got both"),
         ({"temperature": 0}, "draw.temperature: "),
         ({"k": 0}, "draw.k: "),

@@ -42,7 +42,7 @@ def test_where_every_group_with_a_share_is_empty_the_sizes_count() -> None:
     np.testing.assert_array_equal(rule.masses(rule.start(SIZES), SIZES, 0), SIZES)
 
 
-@pytest.mark.parametrize("shares", [(-1.0, 2.0), (float("nan"), 1.0), (float("inf"), 1.0)])
+@pytest.mark.parametrize("shares", [(-1.0, 2.0), (float("nan"), 1.0), (float("inf"), 1.0), (0.0, 0.0)])
 def test_shares_that_are_no_masses_are_refused(shares: tuple[float, ...]) -> None:
     with pytest.raises(ValidationError):
         Static(shares=shares)

@@ -26,7 +26,7 @@ from pydantic import Field
 
 from steelyard.source import Source
 from steelyard_server.core.exact import exp, log
-from steelyard_server.policies.mix.contract import Float64s, GroupReport, Int64s, MassPerGroup, Mix, State
+from steelyard_server.policies.mix.contract import Float64s, GroupReport, Int64s, Mix, SharePerGroup, State
 from steelyard_server.policies.mix.memory import array, listed, nothing, with_others_mean
 from steelyard_server.policies.mix.power_law import fit
 from steelyard_server.policies.mix.shares import drawable, normalised, softmax, with_least
@@ -50,7 +50,7 @@ class Ado(Mix):
     method: Literal["ado"] = "ado"
     signal: str = "loss"
     """What is fitted; values that are not above 0 are left out of a fit."""
-    prior: MassPerGroup | None = None
+    prior: SharePerGroup | None = None
     """The mix to start from; None: in proportion to the sizes."""
     ignored: Annotated[int, Field(ge=0)] = 1000
     """Steps at the start whose losses are not fitted."""

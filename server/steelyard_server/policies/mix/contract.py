@@ -10,17 +10,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from steelyard.source import Source
 
 Int64s = npt.NDArray[np.int64]
 Float64s = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+
+_Numbers = TypeVar("_Numbers", bound=tuple[float, ...])
 
 State = Mapping[str, list[float]]
 """What a rule remembers, by name: finite numbers, so that JSON holds them. A list has one number for each group, or a
@@ -30,6 +32,17 @@ PerGroup = tuple[Annotated[float, Field(ge=-1e30, le=1e30)], ...]
 """A parameter with one number for each group, in the order of their ids."""
 MassPerGroup = tuple[Annotated[float, Field(ge=0, le=1e30)], ...]
 """The same where only 0 and more make sense."""
+
+
+def not_all_zero(numbers: _Numbers) -> _Numbers:
+    """The numbers, as a check of a field. ValueError where none is above 0."""
+    if not any(numbers):
+        raise ValueError("expected a number above 0 among them")
+    return numbers
+
+
+SharePerGroup = Annotated[MassPerGroup, AfterValidator(not_all_zero)]
+"""The same where they are a law: one of them must be above 0."""
 
 _LARGEST = float(np.finfo(np.float32).max)
 

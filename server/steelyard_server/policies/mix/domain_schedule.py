@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from steelyard.source import Source
-from steelyard_server.policies.mix.contract import Float64s, Int64s, MassPerGroup, Mix, State
+from steelyard_server.policies.mix.contract import Float64s, Int64s, Mix, SharePerGroup, State
 from steelyard_server.policies.mix.shares import drawable, normalised
 
 
@@ -34,15 +34,13 @@ class Stage(BaseModel):
 
     start_step: Annotated[int, Field(ge=0)] | None = None
     start_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
-    mix: MassPerGroup
+    mix: SharePerGroup
     """One number a group; they need not sum to 1."""
 
     @model_validator(mode="after")
     def _starts_once(self) -> Stage:
         if (self.start_step is None) == (self.start_fraction is None):
             raise ValueError("expected a stage to have either start_step or start_fraction")
-        if not any(self.mix):
-            raise ValueError("expected a stage's mix to have a number above 0")
         return self
 
     def start(self, total_steps: int | None) -> int:

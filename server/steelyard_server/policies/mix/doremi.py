@@ -21,7 +21,7 @@ from pydantic import Field
 
 from steelyard.source import Source
 from steelyard_server.core.exact import log
-from steelyard_server.policies.mix.contract import Float64s, GroupReport, Int64s, MassPerGroup, Mix, State
+from steelyard_server.policies.mix.contract import Float64s, GroupReport, Int64s, Mix, SharePerGroup, State
 from steelyard_server.policies.mix.memory import array, listed, nothing, with_others_mean
 from steelyard_server.policies.mix.shares import drawable, normalised, softmax, uniform
 
@@ -49,7 +49,7 @@ class Doremi(Mix):
     """Step size."""
     eps: Annotated[float, Field(ge=0, le=1)] = 1e-4
     """The share that is spread over all domains alike after each update."""
-    initial: MassPerGroup | None = None
+    initial: SharePerGroup | None = None
     """The mix at the start; None: domains alike."""
     draw_by: Literal["current", "average"] = "current"
     """The law of the draw: alpha as it is now, or its running average."""

@@ -27,9 +27,9 @@ from steelyard_server.policies.mix.contract import (
     Float64s,
     GroupReport,
     Int64s,
-    MassPerGroup,
     Mix,
     PerGroup,
+    SharePerGroup,
     State,
 )
 from steelyard_server.policies.mix.memory import (
@@ -72,7 +72,7 @@ class ShearedLlama(Mix):
     """The share that is spread over all domains alike after each update."""
     clip: bool = False
     """Whether a domain below its target counts as being there, and loses nothing."""
-    initial: MassPerGroup | None = None
+    initial: SharePerGroup | None = None
     """The mix at the start; None: in proportion to the sizes."""
 
     @property

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from steelyard.source import Source
 from steelyard_server.core.exact import log
@@ -24,11 +24,12 @@ from steelyard_server.policies.mix.contract import (
     Float64s,
     GroupReport,
     Int64s,
-    MassPerGroup,
     Mix,
     PerGroup,
+    SharePerGroup,
     State,
     expect_square,
+    not_all_zero,
 )
 from steelyard_server.policies.mix.memory import (
     array,
@@ -63,9 +64,9 @@ class SkillIt(Mix):
     """How many rounds count."""
     every: Annotated[int, Field(ge=1)] = 100
     """Steps of a round; our default."""
-    targets: tuple[Literal[0, 1], ...] | None = None
+    targets: Annotated[tuple[Literal[0, 1], ...], AfterValidator(not_all_zero)] | None = None
     """1 for each skill whose loss counts; None: all."""
-    initial: MassPerGroup | None = None
+    initial: SharePerGroup | None = None
     """p0; None: skills alike."""
     signal: str = "loss"
     """The loss of a skill."""

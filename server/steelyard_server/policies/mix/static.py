@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from steelyard.source import Source
-from steelyard_server.policies.mix.contract import Float64s, Int64s, MassPerGroup, Mix, State
+from steelyard_server.policies.mix.contract import Float64s, Int64s, Mix, SharePerGroup, State
 from steelyard_server.policies.mix.shares import drawable
 
 
@@ -26,7 +26,7 @@ class Static(Mix):
     per_group: ClassVar[dict[str, float]] = {"shares": 0.0}
 
     method: Literal["static"] = "static"
-    shares: MassPerGroup | None = None
+    shares: SharePerGroup | None = None
     """One number a group; they need not sum to 1. Without: the number of examples of each group."""
 
     def masses(self, state: State, sizes: Int64s, step: int) -> Float64s:
