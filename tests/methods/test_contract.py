@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 
 from steelyard.weigh import Context, Reads, Rule, Source
-from steelyard_server.methods import Drawn, Examples, GroupReport, Mix, State
+from steelyard_server.methods import (
+    Derived,
+    Drawn,
+    Examples,
+    GroupReport,
+    Mix,
+    Moment,
+    RefreshedDraw,
+    Rows,
+    State,
+)
 from steelyard_server.plugins import FAMILIES
 from steelyard_server.policies.draw.engines.local import ByColumn, ScoredDrawer
 from steelyard_server.policies.draw.scored import Scored
@@ -138,6 +148,14 @@ class _KnowsMore(_Weigh):
 
 
 @dataclass(frozen=True)
+class _SaysItReadsNothing(_Weigh):
+    reads: ClassVar[Reads] = "nothing"
+
+    def of(self, losses: Any, context: Context) -> Any:
+        return 1.0 + (losses > 1)
+
+
+@dataclass(frozen=True)
 class _Overflows(_Weigh):
     def of(self, losses: Any, context: Context) -> Any:
         with np.errstate(all="ignore"):
@@ -194,6 +212,7 @@ class _RemembersBesides(_Weigh):
         (_ChangesLosses, "an argument was changed"),
         (_Overflows, "weights are finite and not negative"),
         (_KnowsMore, "what a trainer knows is enough"),
+        (_SaysItReadsNothing, "it reads what it says"),
         (_Negative, "weights are finite and not negative"),
         (_ByPosition, "the order in a batch does not matter"),
         (_ByTheWholeArray, "padding weighs nothing"),
@@ -310,9 +329,37 @@ def shuffled(drawer: type[ShuffleDrawer]) -> type[Any]:
     return type("Planted", (_Forgets,), {"drawer": make, "__module__": __name__})
 
 
+class _Weighs(RefreshedDraw):
+    source: ClassVar[Source] = NOBODY
+    never_reported: ClassVar[str] = "As all."
+    method: Literal["planted"] = "planted"
+    weight_of_all: ClassVar[float] = 1.0
+
+    @property
+    def derived(self) -> tuple[Derived, ...]:
+        return ()
+
+    @property
+    def static(self) -> tuple[str, ...]:
+        return ()
+
+    def weights(self, rows: Rows, moment: Moment) -> Any:
+        return np.full(rows.size, self.weight_of_all)
+
+
+class _WeighsLessThanNothing(_Weighs):
+    weight_of_all: ClassVar[float] = -1.0
+
+
+class _WeighsNobodyKnowsWhat(_Weighs):
+    weight_of_all: ClassVar[float] = float("nan")
+
+
 @pytest.mark.parametrize(
     ("fault", "clause"),
     [
+        (_WeighsLessThanNothing, "weights of rows are finite and not negative"),
+        (_WeighsNobodyKnowsWhat, "weights of rows are finite and not negative"),
         (planted(_RandomDrawer), "the same reports give the same batches"),
         (planted(_NanDrawer), "draws are sound whatever is reported"),
         (shuffled(_DrawsRetired), "retired ids"),
@@ -330,6 +377,7 @@ def test_a_fault_planted_in_a_draw_is_found(fault: type[Any], clause: str, metho
 
 def test_the_draw_that_faults_are_planted_in_is_sound(method_contract: Contract) -> None:
     method_contract(_Draw)
+    method_contract(_Weighs)
 
 
 class _Mix(Mix):

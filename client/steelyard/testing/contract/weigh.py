@@ -116,6 +116,18 @@ def what_a_trainer_knows_is_enough(subject: Subject) -> None:
         np.testing.assert_array_equal(alone, kept, f"step {step}, in the trainer")
 
 
+def it_reads_what_it_says(subject: Subject) -> None:
+    """Of a rule that says it reads no losses: its weights travel with the batch, before there are any."""
+    rule = _rule(subject)
+    if rule.reads == "losses":
+        return
+    for step in range(STEPS):
+        losses, context = _batch(subject, step)
+        others = rule.weights(losses[::-1] * 3 + 1, context)
+        message = f"step {step}: reads says {rule.reads!r}, and other losses weigh otherwise"
+        np.testing.assert_array_equal(others, rule.weights(losses, context), message)
+
+
 def weights_are_finite_and_not_negative(subject: Subject) -> None:
     """For any finite losses, any column, and for the batch after it; and for a batch where some are not finite."""
     rule = _rule(subject)
@@ -156,6 +168,7 @@ CLAUSES: tuple[Callable[[Subject], None], ...] = (
     equal_losses_give_equal_weights,
     padding_weighs_nothing_and_changes_nothing,
     what_a_trainer_knows_is_enough,
+    it_reads_what_it_says,
     weights_are_finite_and_not_negative,
     an_outlier_leaves_weights_finite,
 )
