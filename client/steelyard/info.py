@@ -91,7 +91,8 @@ class Stats:
     never_reported: int | None
     """Those among them that were never reported; None where the policy keeps no column that tells."""
     effective_sample_ratio: float
-    """(sum p)^2 / (N sum p^2) of the next draw; NaN where the draw has no masses."""
+    """(sum p)^2 / (N sum p^2) of the next draw, over what it may draw; of the probabilities alone, whatever the weights
+    are. NaN where the draw has no masses."""
     mean_loss: float
     """Mean of the finite losses of the last closed step that has any, among the steps that the server holds in memory;
     NaN where there is none."""
@@ -102,7 +103,8 @@ class Stats:
     ungrouped: int
     """Examples that are in no group of the mix, or not chosen from it, so that they are not drawn; 0 without a mix."""
     group_shares: tuple[float, ...]
-    """The share of each group in the newest batch, by the ids of the groups; empty without a mix."""
+    """The share that the mix gives each group as of the newest batch, by the ids of the groups, before any is capped by what
+    it has; empty without a mix."""
     missing_inputs: tuple[str, ...]
     """Which method reads which signal or column that no report, observation or upload has had a value of."""
 
