@@ -103,8 +103,8 @@ class Stats:
     ungrouped: int
     """Examples that are in no group of the mix, or not chosen from it, so that they are not drawn; 0 without a mix."""
     group_shares: tuple[float, ...]
-    """The share that the mix gives each group as of the newest batch, by the ids of the groups, before any is capped by what
-    it has; empty without a mix."""
+    """The share that the mix gives each group as of the newest batch, by the ids of the groups, before any is capped by
+    what it has; empty without a mix."""
     missing_inputs: tuple[str, ...]
     """Which method reads which signal or column that no report, observation or upload has had a value of."""
 
