@@ -67,6 +67,8 @@ def test_one_method_is_told_whole_and_a_family_by_itself() -> None:
     [
         (["linuper"], "did you mean 'linupper'"),
         (["linupper", "--family", "draw"], "expected the name of a draw method"),
+        (["--plot", "a.png"], "expected the name of a method: steelyard methods NAME --plot FILE"),
+        (["linupper", "--plot", "a.gif"], "a file whose name ends in .png, .svg or .pdf; got a.gif"),
         (["--family", "wiegh"], "expected one of the families draw, mix, weigh; got 'wiegh'"),
     ],
 )
@@ -74,3 +76,9 @@ def test_bad_usage_is_told_and_is_status_2(words: list[str], message: str) -> No
     done = steelyard(*words)
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
+
+
+def test_no_parameter_is_described_by_what_is_not_printed(listed: list[dict[str, Any]]) -> None:
+    texts = [parameter["doc"] for entry in listed for parameter in entry["parameters"]]
+    assert texts
+    assert not [text for text in texts if "above;" in text or "see above" in text.lower()]

@@ -205,3 +205,16 @@ def test_delete_asks_and_takes_what_it_is_told(client: steelyard.Client) -> None
     assert printed(client, "delete", "spare", "--yes") == "deleted run spare\n"
     assert printed(client, "delete", "--dataset", "spare", "--yes") == "deleted dataset spare\n"
     assert steelyard_at(client, "delete", "--yes").returncode == 2
+
+
+def test_numbers_of_groups_are_printed_with_six_digits(client: steelyard.Client) -> None:
+    client.create_dataset("grouped", size=9)
+    client.set_column("grouped", "group", np.arange(9) % 3)
+    run = client.create_run(
+        "thirds", dataset="grouped", batch_size=3, mix={"method": "static", "shares": [1, 1, 1]}
+    )
+    run.change_policy(mix={"method": "static", "shares": [1 / 3, 2 / 3, 0]})
+    assert "0.333333 0.666667 0\n" in printed(client, "stats", "thirds")
+    line = next(one for one in printed(client, "events", "thirds").splitlines() if "policy_changed" in one)
+    assert "from step 0: draw" in line
+    assert "shares=[0.333333, 0.666667, 0]" in line

@@ -274,3 +274,21 @@ def test_what_is_wrong_in_a_stage_is_said_once(stages: Any, said: str) -> None:
             {"method": "shuffle"}, {"method": "uniform"}, {"method": "domain_schedule", "stages": stages}
         )
     assert re.fullmatch(said.replace("[0, [1, 2]]", r"\[0, \[1, 2\]\]"), str(error.value)), error.value
+
+
+@pytest.mark.parametrize(
+    ("parts", "field", "may_be_derived"),
+    [
+        ({"draw": {"method": "scored", "score": "q"}}, "draw.score", True),
+        ({"draw": {"method": "gumbel_top_k", "score": "q"}}, "draw.score", False),
+        ({"draw": {"method": "color_filter", "prior": "q", "conditional": "r"}}, "draw.prior", False),
+        ({"mix": {"method": "static", "group": "q"}}, "mix.group", False),
+        ({"weigher": {"method": "rho_loss", "reference": "q"}}, "weigh.reference", False),
+    ],
+    ids=str,
+)
+def test_the_field_that_asks_for_a_column_is_known(
+    parts: dict[str, Any], field: str, may_be_derived: bool
+) -> None:
+    policy = parse_policy(**{"draw": {"method": "shuffle"}, "weigher": {"method": "uniform"}, **parts})
+    assert policy.field_of("q") == (field, may_be_derived)

@@ -155,7 +155,18 @@ _WORDS: Mapping[type[Any], Callable[[Any], str]] = {
 
 def _config(values: Mapping[str, Any]) -> str:
     rest = {name: value for name, value in values.items() if name != "method"}
-    return " ".join([str(values.get("method")), *(f"{name}={value}" for name, value in sorted(rest.items()))])
+    return " ".join(
+        [str(values.get("method")), *(f"{name}={_value(value)}" for name, value in sorted(rest.items()))]
+    )
+
+
+def _value(value: Any) -> str:
+    """A parameter, numbers with six digits."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    return str(value)
 
 
 def _signals(signals: kinds.Signals) -> str:

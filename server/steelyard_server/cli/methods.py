@@ -64,12 +64,14 @@ def methods(
 def _plot(name: str | None, found: list[Entry], to: Path, losses: Path | None, settings: list[str]) -> None:
     from steelyard_server import plots
 
-    if name is None or len(found) != 1:
+    if name is None:
+        raise typer.BadParameter("--plot: expected the name of a method: steelyard methods NAME --plot FILE")
+    if len(found) != 1:
         families = ", ".join(entry.family for entry in found)
         raise typer.BadParameter(
-            f"--plot: expected one method; {name or 'no name'} is of {families}: --family"
+            f"--plot: expected one method; {name} is of {families}: say which by --family"
         )
-    if len(to.suffix) < 2:
+    if to.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise typer.BadParameter(f"--plot: expected a file whose name ends in .png, .svg or .pdf; got {to}")
     parameters = dict(_setting(text) for text in settings)
     if "method" in parameters:

@@ -31,6 +31,7 @@ def stats(
         return
     missing = values["missing_inputs"]
     values["missing_inputs"] = len(missing)
+    values["group_shares"] = " ".join(f"{share:.6g}" for share in values["group_shares"]) or None
     print_table(("stat", "value"), [(name, "-" if one is None else one) for name, one in values.items()])
     for text in missing:
         typer.echo(f"missing: {text}")

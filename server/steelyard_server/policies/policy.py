@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -135,6 +135,33 @@ class Policy:
             if objection is not None:
                 return objection
         return self.draw.objection(column, values)
+
+    def field_of(self, column: str) -> tuple[str, bool]:
+        """Which field asks for an uploaded column, as draw.score; and whether one folded from reports may stand there
+        in its place. Only the part of the policy where no field names it."""
+        parts = {name: values for name, values in self.canonical().items() if column in self._reads(name)}
+        for part, values in parts.items():
+            for field, value in values.items():
+                if field == "method" or not (
+                    value == column or (isinstance(value, list) and column in value)
+                ):
+                    continue
+                return f"{part}.{field}", part == "draw" and self._may_be_derived(field)
+        return next(iter(parts), "draw"), False
+
+    def _reads(self, part: str) -> Collection[str]:
+        if part == "weigh":
+            return self.weigh.columns
+        if part == "mix":
+            return () if self.mix is None else (self.mix.group, *self.mix.columns)
+        return self.draw.static
+
+    def _may_be_derived(self, field: str) -> bool:
+        try:
+            other = type(self.draw).model_validate({**self.draw.canonical(), field: "last_loss"})
+        except ValidationError:
+            return False
+        return "last_loss" in [name for one in other.derived for name in one.columns]
 
     def misfit(self, column: Callable[[str], Float32s], retired: Ids, batch_size: int) -> str | None:
         """Why the mix cannot serve a dataset with these columns and retired ids; None where it can. O(size)."""

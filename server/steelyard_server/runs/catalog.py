@@ -452,14 +452,16 @@ class Catalog:
         for column in policy.static:
             if column not in dataset.row.columns:
                 known = ", ".join(dataset.row.columns) or "none"
-                drawn = column not in policy.only_weighed
+                field, may_be_derived = policy.field_of(column)
                 derived = (
-                    "a derived column (last_loss, mean_loss, ema_loss, count_loss, ...) or " if drawn else ""
+                    "a derived column (last_loss, mean_loss, ema_loss, count_loss, ...) or "
+                    if may_be_derived
+                    else ""
                 )
-                near = nearest(column, [*dataset.row.columns, *(_DERIVED if drawn else ())])
+                near = nearest(column, [*dataset.row.columns, *(_DERIVED if may_be_derived else ())])
                 hint = "" if near is None else f" (did you mean {near!r}?)"
                 raise Invalid(
-                    f"expected {column!r} to be {derived}a column of dataset {dataset.row.name!r}, which has: "
+                    f"{field}: expected {column!r} to be {derived}a column of dataset {dataset.row.name!r}, which has: "
                     f"{known}{hint}"
                 )
             values = self._column(dataset, column)

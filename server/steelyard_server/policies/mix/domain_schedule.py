@@ -65,7 +65,8 @@ class DomainSchedule(Mix):
 
     method: Literal["domain_schedule"] = "domain_schedule"
     stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=4096)]
-    """In the order of their starts; the first one starts at 0."""
+    """One object a stage, {"start_step": 0, "mix": [0.6, 0.4]}, in the order of their starts; the first starts at 0.
+    `mix` has one number a group; in place of `start_step`, `start_fraction` is a part of `total_steps`."""
     total_steps: Annotated[int, Field(gt=0)] | None = None
     """How many steps the training has: what a start_fraction is a fraction of."""
     interpolate: Literal["none", "linear"] = "none"

@@ -47,7 +47,8 @@ class Odm(Mix):
     signal: str = "loss"
     """The reward: its mean over a domain's rows of a step."""
     updater: Literal["smoothed", "weighted", "exp3"] = "smoothed"
-    """How a reward changes R; see above."""
+    """How a reward changes R, by which a domain is preferred: "smoothed", a running mean of exp(reward); "weighted",
+    one of reward / share of the domain; "exp3", the sum of these."""
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """How much of R stays in the two smoothed forms."""
 

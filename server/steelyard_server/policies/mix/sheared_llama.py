@@ -63,7 +63,8 @@ class ShearedLlama(Mix):
     signal: str = "loss"
     """What is held against the targets."""
     update_type: Literal["doremi", "bandit", "constant"] = "doremi"
-    """See above; "constant" keeps the mix that there was."""
+    """What a domain's lag behind its target moves: "doremi", the logarithm of its share, which is multiplied; "bandit",
+    the share itself, so that each mix is made anew from the last one's shares and lags; "constant", nothing."""
     every: Annotated[int, Field(ge=1)] = 50
     """Steps between two updates."""
     eta: Annotated[float, Field(ge=0, le=1e3)] = 1.0
