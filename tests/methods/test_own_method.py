@@ -7,8 +7,10 @@ import re
 import subprocess
 import sys
 import tomllib
+import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,11 +25,11 @@ SIZE = 300
 
 @pytest.fixture
 def blocks() -> dict[str, str]:
-    """The method, the lines of its package and its test."""
+    """The draw, the lines of its package and its test; a weigh rule and a mix."""
     assert SECTION
-    [method, test] = re.findall(r"```python\n(.*?)```", SECTION[1], re.DOTALL)
+    [method, test, rule, mix] = re.findall(r"```python\n(.*?)```", SECTION[1], re.DOTALL)
     [package] = re.findall(r"```toml\n(.*?)```", SECTION[1], re.DOTALL)
-    return {"method": method, "package": package, "test": test}
+    return {"method": method, "package": package, "test": test, "rule": rule, "mix": mix}
 
 
 @pytest.fixture
@@ -94,6 +96,29 @@ def test_it_keeps_the_contract_by_the_test_as_printed(
     )
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
+
+
+@pytest.mark.parametrize(("kind", "name"), [("rule", "Doubt"), ("mix", "Behind")])
+def test_the_small_rule_and_the_small_mix_keep_the_contract(
+    blocks: dict[str, str],
+    kind: str,
+    name: str,
+    method_contract: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Types of a printed method are looked up in its module, as those of an imported one.
+    module = types.ModuleType(f"printed_{kind}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(blocks[kind], module.__dict__)
+    method_contract(getattr(module, name))
+    assert len(blocks[kind].splitlines()) < 40
+
+
+def test_the_small_rule_weighs_by_its_formula(blocks: dict[str, str]) -> None:
+    printed: dict[str, Any] = {"__name__": __name__}
+    exec(blocks["rule"], printed)
+    weights = printed["Doubt"](scale=2.0).weights(np.array([0.0, 2.0, 6.0, np.nan]), printed["Context"]())
+    assert weights.tolist() == [1.0, 0.5, 0.25, 0.0]
 
 
 def test_it_is_listed_with_what_it_says_of_itself(installed: Path) -> None:
