@@ -66,7 +66,7 @@ def toy(rule: dict[str, Any], seed: int) -> float:
 
 
 def test_the_clean_regression_ends_as_it_was_measured_elsewhere() -> None:
-    """In the same order, and all within a factor of 1.6: ten truths have squares that differ so much from ten others."""
+    """In the same order, and all within a factor of 1.6: ten truths have other squares than ten others."""
     found = {name: np.mean([toy({"method": name}, seed) for seed in range(10)]) for name in MEASURED}
     assert sorted(found, key=lambda name: found[name]) == sorted(MEASURED, key=lambda name: MEASURED[name])
     for name, measured in MEASURED.items():
