@@ -45,6 +45,9 @@ _LOG = logging.getLogger("steelyard")
 # Seconds for which a seat that is taken is asked for again: in 15 the server finds out that its holder's connection is
 # dead (server.py), so who holds it after these lives.
 _SEAT_SECONDS = 30.0
+_PATIENCE = 2.0
+"""Seconds that weights are waited for before this rank's own missing report is taken for the reason: the owner may have
+closed that step, of which a trainer is not told."""
 
 Send = Callable[[Outgoing], None]
 
@@ -160,9 +163,14 @@ class Membership:
         """The weights of an answer. Its error, or DeadlineExceeded."""
         with self._lock:
             deadline = time.monotonic() + limit
+            patient = min(deadline, time.monotonic() + _PATIENCE)
             while not answer.done:
+                if self._wait(self._answers, patient):
+                    continue
                 self._check_order(answer.step)
-                if not self._wait(self._answers, deadline):
+                if patient < deadline:
+                    patient = deadline
+                else:
                     raise DeadlineExceeded(
                         f"{self.options.name}: no weights of step {answer.step} within {limit:g} s. They need the "
                         f"losses of all {self.options.world_size} ranks{self._of_steps_before(answer.step)}; this one "

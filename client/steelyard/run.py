@@ -284,11 +284,8 @@ class Run:
         """Replaces the policy, or a part of it, from the next draw on; steps drawn already keep theirs.
 
         Trainers that go back behind the change (a state from before it is loaded) do not undo it: the steps that they
-        train again are drawn by the new policy. A part that is not given stays as it is; InvalidArgument where none
-        is given.
+        train again are drawn by the new policy. A part that is not given stays as it is.
         """
-        if draw is None and weigh is None and mix is None:
-            raise InvalidArgument("expected draw, weigh or mix to change the policy; got none of them")
         request = runs_pb2.ChangePolicyRequest(name=self._name, policy=_policy(draw, weigh, mix))
         purpose = self._purpose("changing the policy of")
         answer = self._transport.call(self._transport.runs.ChangePolicy, request, purpose)

@@ -8,7 +8,6 @@ import pytest
 import steelyard
 import steelyard.run
 from steelyard.testing import server
-from steelyard.v1 import runs_pb2
 
 SCORED = {"method": "scored", "score": "last_loss", "floor": 0.1}
 
@@ -292,13 +291,3 @@ def test_a_server_that_is_not_there_is_an_error_with_its_address_and_the_purpose
     with pytest.raises(steelyard.DeadlineExceeded, match=message):
         client.run("r")
     client.close()
-
-
-def test_a_change_of_policy_without_any_part_is_refused(client):
-    client.create_dataset("unchanged", 40)
-    run = client.create_run("unchanged", dataset="unchanged", batch_size=4)
-    with pytest.raises(steelyard.InvalidArgument, match="expected draw, weigh or mix to change the policy"):
-        run.change_policy()
-    request = runs_pb2.ChangePolicyRequest(name="unchanged")
-    with pytest.raises(steelyard.InvalidArgument, match="expected a policy with draw, weigh or mix set"):
-        run._transport.call(run._transport.runs.ChangePolicy, request, "changing the policy")

@@ -112,7 +112,7 @@ def test_the_command_draws_a_picture(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--plot", "f.png"], "expected one method"),
+        (["--plot", "f.png"], "--plot: expected the name of a method"),
         (["linupper", "--set", "r=1"], "--losses and --set are for --plot"),
         (["linupper", "--plot", "f.png", "--set", "r"], "expected parameter=value, got 'r'"),
         (["linupper", "--plot", "f.png", "--set", "r=-1"], "linupper.r: expected a number"),

@@ -21,9 +21,9 @@ LEAST_KILLS = 30
 """Of each round."""
 FOUND = {
     "twin": "expected (ids|probability)",
-    "server": "expected (ids|probability|column|history)|ReportRefused",
+    "server": "expected (ids|probability|weights|column|history)|ReportRefused",
 }
-"""A server that remembers another loss either draws by it, or refuses the right one when it is sent again."""
+"""A server that remembers another loss draws or weighs by it, or refuses the right one when it is sent again."""
 
 
 def command(folder: Path, *arguments: str) -> list[str]:

@@ -165,7 +165,7 @@ class RunServiceServicer(object):
 
     def ChangePolicy(self, request, context):
         """Replaces the policy from the next draw on; steps drawn already keep theirs. Idempotent. INVALID_ARGUMENT as for
-        CreateRun, and where no part is set.
+        CreateRun.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

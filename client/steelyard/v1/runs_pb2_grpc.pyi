@@ -55,7 +55,7 @@ class RunServiceStub:
     """Deletes a run, its history and journal. Its streams end with NOT_FOUND. A second call is NOT_FOUND."""
     ChangePolicy: _grpc.UnaryUnaryMultiCallable[_runs_pb2.ChangePolicyRequest, _runs_pb2.ChangePolicyResponse]
     """Replaces the policy from the next draw on; steps drawn already keep theirs. Idempotent. INVALID_ARGUMENT as for
-    CreateRun, and where no part is set.
+    CreateRun.
     """
     GetStats: _grpc.UnaryUnaryMultiCallable[_runs_pb2.GetStatsRequest, _runs_pb2.GetStatsResponse]
     """Idempotent, retriable. What the run has done since it was created, as of its last event."""
@@ -130,7 +130,7 @@ class RunServiceAsyncStub(RunServiceStub):
     """Deletes a run, its history and journal. Its streams end with NOT_FOUND. A second call is NOT_FOUND."""
     ChangePolicy: _aio.UnaryUnaryMultiCallable[_runs_pb2.ChangePolicyRequest, _runs_pb2.ChangePolicyResponse]  # type: ignore[assignment]
     """Replaces the policy from the next draw on; steps drawn already keep theirs. Idempotent. INVALID_ARGUMENT as for
-    CreateRun, and where no part is set.
+    CreateRun.
     """
     GetStats: _aio.UnaryUnaryMultiCallable[_runs_pb2.GetStatsRequest, _runs_pb2.GetStatsResponse]  # type: ignore[assignment]
     """Idempotent, retriable. What the run has done since it was created, as of its last event."""
@@ -232,7 +232,7 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_runs_pb2.ChangePolicyResponse, _abc.Awaitable[_runs_pb2.ChangePolicyResponse]]:
         """Replaces the policy from the next draw on; steps drawn already keep theirs. Idempotent. INVALID_ARGUMENT as for
-        CreateRun, and where no part is set.
+        CreateRun.
         """
 
     @_abc_1.abstractmethod

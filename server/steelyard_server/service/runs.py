@@ -33,10 +33,7 @@ class RunService:
         return pb.DeleteRunResponse()
 
     def ChangePolicy(self, request: pb.ChangePolicyRequest) -> pb.ChangePolicyResponse:
-        parts = convert.policy_parts(request.policy)
-        if not any(part is not None for part in parts):
-            raise Invalid("expected a policy with draw, weigh or mix set; got one without any")
-        self._catalog.change_policy(request.name, *parts)
+        self._catalog.change_policy(request.name, *convert.policy_parts(request.policy))
         return pb.ChangePolicyResponse(run=self._run(request.name))
 
     def GetStats(self, request: pb.GetStatsRequest) -> pb.GetStatsResponse:
