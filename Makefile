@@ -98,7 +98,7 @@ $(PY):
 $(VENV)/ready: pyproject.toml Makefile | $(PY)
 	$(PY) $(PIP_INSTALL) --upgrade "pip>=25.1"
 	$(PY) $(PIP_INSTALL) $(TORCH)
-	$(PY) $(PIP_INSTALL) --editable ".[server,torch,plot]" --group dev
+	$(PY) $(PIP_INSTALL) --editable ".[server,torch,plot,otel]" --group dev
 	@touch $@
 
 # Apart from the rest, because the pinned generator keeps to an older protobuf.

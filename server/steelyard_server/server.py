@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Coroutine
@@ -18,20 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2
 
-from steelyard.v1 import (
-    datasets_pb2,
-    datasets_pb2_grpc,
-    events_pb2,
-    events_pb2_grpc,
-    runs_pb2,
-    runs_pb2_grpc,
-    trainer_pb2,
-    trainer_pb2_grpc,
-)
 from steelyard_server import plugins
 from steelyard_server.config import Settings
 from steelyard_server.history.errors import StoreError
@@ -41,21 +28,11 @@ from steelyard_server.log import logger
 from steelyard_server.runs.catalog import Catalog
 from steelyard_server.runs.journaled import CheckpointRule
 from steelyard_server.runs.limits import Limits
-from steelyard_server.service.calls import offloaded
-from steelyard_server.service.datasets import DatasetService
-from steelyard_server.service.events import EventService
+from steelyard_server.service import edge
 from steelyard_server.service.http import HttpEndpoint
-from steelyard_server.service.runs import RunService
-from steelyard_server.service.trainer import TrainerService
 
 T = TypeVar("T")
 
-SERVICES = (
-    datasets_pb2.DESCRIPTOR.services_by_name["DatasetService"].full_name,
-    runs_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
-    trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name,
-    events_pb2.DESCRIPTOR.services_by_name["EventService"].full_name,
-)
 _START_SECONDS = 60.0
 _HEALTH_SECONDS = 0.25
 _SIGNAL_SECONDS = 0.1
@@ -113,7 +90,7 @@ class Server:
                 try:
                     self._http = HttpEndpoint(settings.http, self._ready, self._store)
                 except OSError as error:
-                    raise _cannot_listen(settings.http, error) from error
+                    raise edge.cannot_listen(settings.http, error) from error
         except BaseException:
             self.stop(0.0)
             raise
@@ -174,35 +151,9 @@ class Server:
     # ---- on the event loop ----
 
     async def _start(self) -> None:
-        settings = self._settings
-        limit = int(settings.max_message_bytes)
-        self._grpc = grpc.aio.server(
-            options=[
-                ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", limit),
-                ("grpc.max_send_message_length", -1),
-                # A peer whose machine died does not say so: its rank is free again after these times. A client asks
-                # for a rank that is taken for longer than that (membership.py).
-                ("grpc.keepalive_time_ms", 5_000),
-                ("grpc.keepalive_timeout_ms", 10_000),
-                ("grpc.http2.ping_timeout_ms", 10_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-            ]
-        )
-        datasets = offloaded(DatasetService(self._catalog), self._calls)
-        datasets_pb2_grpc.add_DatasetServiceServicer_to_server(datasets, self._grpc)
-        runs = offloaded(RunService(self._catalog), self._calls)
-        runs_pb2_grpc.add_RunServiceServicer_to_server(runs, self._grpc)
-        events = offloaded(EventService(self._catalog), self._calls)
-        events_pb2_grpc.add_EventServiceServicer_to_server(events, self._grpc)
-        trainer_pb2_grpc.add_TrainerServiceServicer_to_server(TrainerService(self._catalog), self._grpc)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection(
-            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc
-        )
+        self._grpc = edge.build(self._settings, self._catalog, self._calls, self._health)
         await self._report_health(False)
-        self.port = _bind(self._grpc, settings.listen)
+        self.port = edge.bind(self._grpc, self._settings.listen)
         await self._grpc.start()
         self._serving = True
         await self._report_health(self._ready())
@@ -220,7 +171,7 @@ class Server:
         status = (
             health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         )
-        for service in ("", *SERVICES):
+        for service in ("", *edge.SERVICES):
             await self._health.set(service, status)
 
     async def _refuse(self) -> None:
@@ -261,46 +212,6 @@ def serve(settings: Settings) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _bind(server: grpc.aio.Server, address: str) -> int:
-    """The port bound. OSError where it cannot be."""
-    try:
-        _probe(address)
-    except OSError as error:
-        raise _cannot_listen(address, error) from error
-    try:
-        return server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise OSError(f"cannot listen on {address}: {str(error).partition(';')[0]}") from error
-
-
-def _probe(address: str) -> None:
-    """Binds `address` as gRPC will, and lets go of it: gRPC tells no more than that it could not, and prints the why.
-
-    OSError where none of what the host's name stands for can be bound; one that can is enough for gRPC.
-    """
-    if address.startswith("unix:"):
-        return
-    host, _, port = address.rpartition(":")
-    refused: OSError | None = None
-    for family, kind, protocol, _, place in socket.getaddrinfo(
-        host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    ):
-        try:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(place)
-                return
-        except OSError as error:
-            refused = refused or error
-    if refused is not None:
-        raise refused
-
-
-def _cannot_listen(address: str, error: OSError) -> OSError:
-    why = error.strerror or str(error)
-    return OSError(f"cannot listen on {address}: {why[0].lower()}{why[1:]}")
 
 
 def _write_whole(path: Path, text: str) -> None:

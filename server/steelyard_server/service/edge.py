@@ -1,0 +1,117 @@
+"""The gRPC edge: one asyncio server with every service on it, its options, and where it listens."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from concurrent.futures import Executor
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from steelyard.v1 import (
+    datasets_pb2,
+    datasets_pb2_grpc,
+    events_pb2,
+    events_pb2_grpc,
+    runs_pb2,
+    runs_pb2_grpc,
+    trainer_pb2,
+    trainer_pb2_grpc,
+)
+from steelyard_server.config import Settings
+from steelyard_server.runs.catalog import Catalog
+from steelyard_server.service.calls import offloaded
+from steelyard_server.service.datasets import DatasetService
+from steelyard_server.service.events import EventService
+from steelyard_server.service.runs import RunService
+from steelyard_server.service.trainer import TrainerService
+
+SERVICES = (
+    datasets_pb2.DESCRIPTOR.services_by_name["DatasetService"].full_name,
+    runs_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
+    trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name,
+    events_pb2.DESCRIPTOR.services_by_name["EventService"].full_name,
+)
+
+Options = list[tuple[str, int]]
+
+
+def build(
+    settings: Settings,
+    catalog: Catalog,
+    calls: Executor,
+    health_servicer: health.aio.HealthServicer,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+) -> grpc.aio.Server:
+    """The server, not yet bound. Unary calls are answered on `calls`; `interceptors`: the outermost first.
+
+    For the event loop that is to run it.
+    """
+    server = grpc.aio.server(options=_options(settings), interceptors=list(interceptors))
+    datasets = offloaded(DatasetService(catalog), calls)
+    datasets_pb2_grpc.add_DatasetServiceServicer_to_server(datasets, server)
+    runs = offloaded(RunService(catalog), calls)
+    runs_pb2_grpc.add_RunServiceServicer_to_server(runs, server)
+    events = offloaded(EventService(catalog), calls)
+    events_pb2_grpc.add_EventServiceServicer_to_server(events, server)
+    trainer_pb2_grpc.add_TrainerServiceServicer_to_server(TrainerService(catalog), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    return server
+
+
+def bind(server: grpc.aio.Server, address: str) -> int:
+    """Has `server` listen on `address`, in plaintext; the port bound. OSError, which says why, where it cannot be."""
+    try:
+        _probe(address)
+    except OSError as error:
+        raise cannot_listen(address, error) from error
+    try:
+        return server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}: {str(error).partition(';')[0]}") from error
+
+
+def cannot_listen(address: str, error: OSError) -> OSError:
+    why = error.strerror or str(error)
+    return OSError(f"cannot listen on {address}: {why[0].lower()}{why[1:]}")
+
+
+def _options(settings: Settings) -> Options:
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", int(settings.max_message_bytes)),
+        ("grpc.max_send_message_length", -1),
+        # A peer whose machine died does not say so: its rank is free again after these times. A client asks
+        # for a rank that is taken for longer than that (membership.py).
+        ("grpc.keepalive_time_ms", 5_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ]
+
+
+def _probe(address: str) -> None:
+    """Binds `address` as gRPC will, and lets go of it: gRPC tells no more than that it could not, and prints the why.
+
+    OSError where none of what the host's name stands for can be bound; one that can is enough for gRPC.
+    """
+    if address.startswith("unix:"):
+        return
+    host, _, port = address.rpartition(":")
+    refused: OSError | None = None
+    for family, kind, protocol, _, place in socket.getaddrinfo(
+        host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    ):
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+                return
+        except OSError as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
