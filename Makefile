@@ -7,6 +7,7 @@
 #   make peers   what some of them are held against, each into an environment of its own; optional, 8 GB
 #   make plots   two pictures of what make bench found
 #   make gen     generate code from proto/, and METHODS.md from the methods
+#   make faults [ONLY="disk full" ROUNDS=20 MINUTES=5]   disturb servers under load, and write tests/robustness/README.md
 #   make crash MINUTES=10 [SEED=7 ROUND=3]   kill servers and trainers for so long, and compare with runs in peace
 #
 #   make release-schema   take today's protos as what later ones must stay compatible with
@@ -26,7 +27,7 @@ MINUTES ?= 5
 SOURCES := client server tests proto $(wildcard trainer_example)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench peers plots crash gen release-schema clean lint types generated schema kernels
+.PHONY: demo test check bench peers plots crash faults gen release-schema clean lint types generated schema kernels
 
 demo: $(VENV)/ready
 	$(PY) trainer_example/demo.py
@@ -48,6 +49,10 @@ plots: $(VENV)/ready
 # With a round it plays that one, to repeat what failed.
 crash: $(VENV)/ready
 	$(PY) tests/robustness/crash/run.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(ROUND),--round $(ROUND) --rounds 1)
+
+faults: $(VENV)/ready kernels
+	$(PY) tests/robustness/faults/run.py $(if $(ONLY),--only "$(ONLY)") $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(filter command line,$(origin MINUTES)),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 # Compiles them once, so that no test or measurement waits for it; nothing is done where that was.
 kernels: $(VENV)/ready
