@@ -228,6 +228,94 @@ def test_a_code_that_cannot_be_written_beside_is_cached_elsewhere(
         kernel_cache.folder()
 
 
+NOBODY = 65532
+
+
+def theirs(cache: Path) -> Path:
+    """The kernels of this machine, complete, in a folder of another user's that only he may write."""
+    mine = kernel_cache.folder()
+    if not kernel_cache.is_complete(mine):
+        subprocess.run([sys.executable, "-m", kernel_cache.__name__], check=True, timeout=SECONDS)
+    place = shutil.copytree(mine, cache / mine.name)
+    for path in [cache, *cache.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+        if os.getuid() == 0:
+            os.chown(path, NOBODY, NOBODY)
+    return place
+
+
+@pytest.fixture
+def unprivileged() -> list[str]:
+    """What a command begins with so that permissions count for it, whoever runs the tests."""
+    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
+
+
+def test_a_server_that_may_only_read_the_kernels_that_another_user_compiled_takes_a_copy(
+    tmp_path: Path, unprivileged: list[str]
+) -> None:
+    """As in an image with a read-only root, by a user without a home."""
+    cache, temporary = tmp_path / "cache", tmp_path / "tmp"
+    temporary.mkdir()
+    place = theirs(cache)
+    # Beside the code it can be written here.
+    code = """
+        import steelyard_server.kernel_cache as cache
+        given, _, *others = cache._bases()
+        cache._bases = lambda: [given, *others]
+    """
+    command = [*unprivileged, sys.executable, "-c", textwrap.dedent(code) + textwrap.dedent(SERVE)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "NUMBA_CACHE_DIR": str(cache),
+        "TMPDIR": str(temporary),
+        "XDG_CACHE_HOME": "/proc/nowhere",
+    }
+    with subprocess.Popen(
+        [*command, str(tmp_path / "data"), str(SECONDS), "auto"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        came = answer(child)
+    assert came["at_last"] == COMPILED
+    [said] = came["said"]
+    assert "'from_cache': True" in said
+    [copy] = (temporary / f"steelyard-kernels-{os.getuid()}").iterdir()
+    assert copy.name == place.name
+    assert kernel_cache.is_complete(copy)
+
+
+def test_a_copy_that_was_discarded_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else kept kernels that cannot be loaded would be copied for ever, and never compiled."""
+    closed, mine = tmp_path / "closed", tmp_path / "mine"
+    name = kernel_cache.folder().name
+    (closed / name).mkdir(parents=True)
+    (closed / name / "one.nbi").touch()
+    (closed / name / "complete").write_text("one.nbi")
+    monkeypatch.setattr(kernel_cache, "_bases", lambda: iter([closed, mine]))
+    monkeypatch.setattr(tempfile, "TemporaryFile", refusing(closed))
+    place = kernel_cache.folder()
+    assert place == mine / name
+    assert kernel_cache.is_complete(place)
+    kernel_cache.discard(place)
+    assert kernel_cache.folder() == place
+    assert not kernel_cache.is_complete(place)
+
+
+def refusing(closed: Path) -> Any:
+    """TemporaryFile on a disk where `closed` cannot be written, which a test by root cannot have otherwise."""
+    real = tempfile.TemporaryFile
+
+    def temporary_file(dir: Path) -> Any:  # noqa: A002 -- the name of the real one
+        if dir.is_relative_to(closed):
+            raise PermissionError(13, "Permission denied", str(dir))
+        return real(dir=dir)
+
+    return temporary_file
+
+
 def test_other_sources_have_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     here = kernel_cache.folder()
@@ -272,6 +360,21 @@ def test_a_machine_without_temporary_files_has_the_folder_that_it_was_given(
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "gettempdir", none)
     assert kernel_cache.folder().parent == tmp_path
+    assert list(kernel_cache._bases())[-1].parent == Path("/dev/shm")
+
+
+def test_kernels_for_a_named_processor_are_the_same_ones_on_every_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    here = kernel_cache.folder()
+    monkeypatch.setenv("NUMBA_CPU_NAME", "generic")
+    generic = kernel_cache.folder()
+    assert generic != here
+    monkeypatch.setenv("NUMBA_CPU_FEATURES", "+avx2")
+    assert kernel_cache.folder() != generic
+    # The machine is not asked what it is.
+    assert kernel_cache._processor() == "generic +avx2"
 
 
 def test_a_takeover_that_waits_for_another_one_stops_at_once() -> None:
