@@ -1,0 +1,125 @@
+{{- define "steelyard.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* Short enough for the names that are made from it: 52 is what a CronJob may have. */}}
+{{- define "steelyard.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 42 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := include "steelyard.name" . -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 42 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 42 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "steelyard.selector" -}}
+app.kubernetes.io/name: {{ include "steelyard.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "steelyard.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{ include "steelyard.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{- define "steelyard.image" -}}
+{{- $tagged := printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- if .Values.image.digest -}}{{ $tagged }}@{{ .Values.image.digest }}{{- else -}}{{ $tagged }}{{- end -}}
+{{- end -}}
+
+{{- define "steelyard.serviceAccountName" -}}
+{{- default (ternary (include "steelyard.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name -}}
+{{- end -}}
+
+{{- define "steelyard.tlsSecret" -}}
+{{- if .Values.tls.certManager.enabled -}}{{ include "steelyard.fullname" . }}-tls{{- else -}}{{ .Values.tls.existingSecret }}{{- end -}}
+{{- end -}}
+
+{{- define "steelyard.accessSecret" -}}
+{{- if .Values.access.table -}}{{ include "steelyard.fullname" . }}-access{{- else -}}{{ .Values.access.existingSecret }}{{- end -}}
+{{- end -}}
+
+{{/* What fits together in no schema. Each message says what to set. */}}
+{{- define "steelyard.validate" -}}
+{{- $tls := include "steelyard.tlsSecret" . -}}
+{{- if and (not $tls) (not .Values.insecure) -}}
+{{- fail "expected tls.existingSecret, tls.certManager.enabled or insecure, got none of them: the server speaks no plaintext unless told so" -}}
+{{- end -}}
+{{- if and $tls .Values.insecure -}}
+{{- fail "expected either a certificate (tls) or insecure, got both" -}}
+{{- end -}}
+{{- if and .Values.tls.certManager.enabled .Values.tls.existingSecret -}}
+{{- fail "expected tls.existingSecret or tls.certManager.enabled, got both" -}}
+{{- end -}}
+{{- if and .Values.tls.certManager.enabled (not .Values.tls.certManager.issuerRef.name) -}}
+{{- fail "expected tls.certManager.issuerRef.name, got none" -}}
+{{- end -}}
+{{- if and .Values.access.table .Values.access.existingSecret -}}
+{{- fail "expected access.table or access.existingSecret, got both" -}}
+{{- end -}}
+{{- if and .Values.backup.enabled (not .Values.backup.to) -}}
+{{- fail "expected backup.to, where backup.enabled is set, got none" -}}
+{{- end -}}
+{{- if and .Values.backup.existingClaim (not (hasPrefix "/" .Values.backup.to)) -}}
+{{- fail (printf "expected backup.to to be the folder at which backup.existingClaim is mounted, got %q" .Values.backup.to) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The server's file. JSON writes numbers, truths, strings and lists as TOML does. */}}
+{{- define "steelyard.config" -}}
+data_dir = "/var/lib/steelyard/data"
+listen = "{{ .Values.listenHost }}:{{ .Values.ports.grpc }}"
+http = "{{ .Values.listenHost }}:{{ .Values.ports.http }}"
+health = "{{ .Values.listenHost }}:{{ .Values.ports.health }}"
+grace_seconds = {{ .Values.graceSeconds }}
+{{- if include "steelyard.tlsSecret" . }}
+tls_cert = "/etc/steelyard/tls/tls.crt"
+tls_key = "/etc/steelyard/tls/tls.key"
+{{- if ne .Values.tls.clientCerts "none" }}
+tls_client_ca = "/etc/steelyard/tls/ca.crt"
+tls_client_certs = {{ .Values.tls.clientCerts | toJson }}
+{{- end }}
+{{- else }}
+insecure = true
+{{- end }}
+{{- if include "steelyard.accessSecret" . }}
+access = "/etc/steelyard/access/access.toml"
+{{- end }}
+{{- if .Values.backup.to }}
+backup_to = {{ .Values.backup.to | toJson }}
+backup_keep = {{ .Values.backup.keep }}
+{{- end }}
+{{- range $name, $value := .Values.config }}
+{{- if not (kindIs "invalid" $value) }}
+{{ $name }} = {{ $value | toJson }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "steelyard.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "steelyard.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+capabilities:
+  drop: [ALL]
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
