@@ -6,8 +6,8 @@
 #   make bench   benchmarks
 #   make peers   what some of them are held against, each into an environment of its own; optional, 8 GB
 #   make plots   two pictures of what make bench found
-#   make gen     generate code from proto/, and METHODS.md from the methods
 #   make faults [ONLY="disk full" ROUNDS=20 MINUTES=5]   disturb servers under load, and write tests/robustness/README.md
+#   make gen     generate code from proto/, METHODS.md from the methods, and METRICS.md
 #   make crash MINUTES=10 [SEED=7 ROUND=3]   kill servers and trainers for so long, and compare with runs in peace
 #
 #   make release-schema   take today's protos as what later ones must stay compatible with
@@ -61,6 +61,7 @@ kernels: $(VENV)/ready
 gen: $(VENV)/gen/ready $(VENV)/ready
 	$(GEN) proto/generate.py
 	$(PY) tests/methods/page.py
+	$(PY) -m steelyard_server.observing.names > deploy/monitoring/METRICS.md
 
 lint: $(VENV)/ready
 	$(PY) -m ruff format --check $(SOURCES)

@@ -55,7 +55,15 @@ class Settings(BaseSettings):
     """Where gRPC is served: HOST:PORT, [IPV6]:PORT or unix:PATH. Port 0 takes a free one; see port_file."""
 
     http: str | None = None
-    """Where metrics and health are served over HTTP: HOST:PORT. Not served unless given."""
+    """Where metrics and health are served over HTTP, in plaintext: HOST:PORT. Not served unless given."""
+
+    http_anywhere: bool = False
+    """Allow http on an address that is not loopback. Whoever reaches it reads figures, with names of runs and
+    principals; nothing can be changed there."""
+
+    health: str | None = None
+    """Where health alone is served by gRPC, in plaintext and for anybody: HOST:PORT, for probes that know no TLS. Not
+    served unless given."""
 
     port_file: Path | None = None
     """Written when the server answers, with the gRPC port in decimal and a newline; removed at a clean exit."""
@@ -69,6 +77,15 @@ class Settings(BaseSettings):
 
     durability_interval_seconds: float = Field(default=1.0, gt=0, le=3600, allow_inf_nan=False)
     """Longest time between two fsyncs under durability interval."""
+
+    disk_headroom_bytes: ByteSize = Field(default=ByteSize(64 * MIB), ge=0)
+    """Free on the disk of data_dir below which the server says that it is not ready. It serves on."""
+
+    stuck_after_seconds: float = Field(default=60.0, gt=0, le=86400, allow_inf_nan=False)
+    """The event loop, or one commit, that takes longer is told to liveness probes as something to restart for."""
+
+    tracing: bool = False
+    """Send traces by OpenTelemetry (extra otel), as the variables OTEL_* say where."""
 
     grace_seconds: float = Field(default=30.0, ge=0, le=86400, allow_inf_nan=False)
     """From SIGTERM to exit: the time in which reports in flight are taken and a checkpoint is written."""
@@ -129,9 +146,9 @@ class Settings(BaseSettings):
             _host_and_port(value, "HOST:PORT, [IPV6]:PORT or unix:PATH")
         return value
 
-    @field_validator("http")
+    @field_validator("http", "health")
     @classmethod
-    def _http_is_an_address(cls, value: str | None) -> str | None:
+    def _is_an_address(cls, value: str | None) -> str | None:
         if value is not None:
             _host_and_port(value, "HOST:PORT or [IPV6]:PORT")
         return value
@@ -139,10 +156,11 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _refuse_what_does_not_fit_together(self) -> Self:
         for name, address in (("listen", self.listen), ("http", self.http)):
-            if address is not None and not self.insecure and not is_loopback(address):
+            allowed = self.insecure or (name == "http" and self.http_anywhere)
+            if address is not None and not allowed and not is_loopback(address):
                 raise ValueError(
                     f"{name} = {address!r} is not a loopback address, and the server speaks plaintext: expected"
-                    " 127.0.0.1, ::1, localhost or (listen) unix:PATH, or insecure to be set"
+                    " 127.0.0.1, ::1, localhost or (listen) unix:PATH, or insecure to be set (http: or http_anywhere)"
                 )
         if self.map_size_bytes > self.max_map_size_bytes:
             raise ValueError(

@@ -13,11 +13,12 @@ import threading
 import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health
 
 from steelyard_server import plugins
 from steelyard_server.config import Settings
@@ -25,16 +26,23 @@ from steelyard_server.history.errors import StoreError
 from steelyard_server.history.store import Store
 from steelyard_server.kernels_at_start import Takeover
 from steelyard_server.log import logger
+from steelyard_server.observing import tracing
+from steelyard_server.observing.disk import DiskWatch
+from steelyard_server.observing.facts import Facts
+from steelyard_server.observing.metrics import Metrics
+from steelyard_server.observing.pulse import Pulse
+from steelyard_server.observing.tracing import NO_TRACES
 from steelyard_server.runs.catalog import Catalog
 from steelyard_server.runs.journaled import CheckpointRule
 from steelyard_server.runs.limits import Limits
 from steelyard_server.service import edge
 from steelyard_server.service.http import HttpEndpoint
+from steelyard_server.service.observe import Observe
+from steelyard_server.service.probes import EVERY_SECONDS, HealthPort, PortKeeper, Status, statuses
 
 T = TypeVar("T")
 
 _START_SECONDS = 60.0
-_HEALTH_SECONDS = 0.25
 _SIGNAL_SECONDS = 0.1
 
 _log = logger(__name__)
@@ -48,9 +56,18 @@ class Server:
         self._calls = ThreadPoolExecutor(settings.call_threads, thread_name_prefix="call")
         self._health = health.aio.HealthServicer()
         self._http: HttpEndpoint | None = None
+        self._port: HealthPort | None = None
+        self._keeper: PortKeeper | None = None
+        self._store: Store | None = None
+        self._catalog: Catalog | None = None
+        self._disk: DiskWatch | None = None
+        self._pulse = Pulse(settings.stuck_after_seconds, int(settings.disk_headroom_bytes))
+        self._metrics = Metrics(metadata.version("steelyard"))
+        self._traces = NO_TRACES
+        self.facts = Facts()
         self._kernels = Takeover()
         self._watch: asyncio.Task[None] | None = None
-        self._serving = False
+        self._told: dict[str, Status] = {}
         self._started = False
         self.port = 0
 
@@ -66,31 +83,15 @@ class Server:
         # Before runs are loaded, which may use them.
         for fault in plugins.register():
             _log.warning("method_refused", fault=fault)
-        self._store = Store.open(
-            settings.data_dir,
-            durability=settings.durability,
-            interval=settings.durability_interval_seconds,
-            map_size=int(settings.map_size_bytes),
-            max_map_size=int(settings.max_map_size_bytes),
-        )
+        if settings.tracing:
+            self._traces = tracing.configured()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="grpc edge", daemon=True)
-        if settings.port_file is not None:
-            # Left by a server that was killed: whoever waits for the file must not find an old one.
-            settings.port_file.unlink(missing_ok=True)
         try:
-            rule = CheckpointRule(
-                settings.checkpoint_interval_seconds, int(settings.checkpoint_journal_bytes)
-            )
-            limits = Limits(settings.max_runs, settings.max_datasets, settings.max_examples)
-            self._catalog = Catalog(self._store, rule, int(settings.max_message_bytes), limits)
+            self._serve_probes()
+            self._open()
             self._thread.start()
             self._await(self._start(), _START_SECONDS)
-            if settings.http is not None:
-                try:
-                    self._http = HttpEndpoint(settings.http, self._ready, self._store)
-                except OSError as error:
-                    raise edge.cannot_listen(settings.http, error) from error
         except BaseException:
             self.stop(0.0)
             raise
@@ -103,6 +104,37 @@ class Server:
             "serving", address=self.address, data_dir=str(settings.data_dir), durability=settings.durability
         )
 
+    def _serve_probes(self) -> None:
+        """Before the data directory is read: that can take long, and probes want to know that it goes on."""
+        settings = self._settings
+        if settings.http is not None:
+            try:
+                self._http = HttpEndpoint(settings.http, self._pulse, self._metrics.registry)
+            except OSError as error:
+                raise edge.cannot_listen(settings.http, error) from error
+        if settings.health is not None:
+            self._port = HealthPort(settings.health)
+            self._keeper = PortKeeper(self._port, self._pulse)
+
+    def _open(self) -> None:
+        settings = self._settings
+        store = self._store = Store.open(
+            settings.data_dir,
+            durability=settings.durability,
+            interval=settings.durability_interval_seconds,
+            map_size=int(settings.map_size_bytes),
+            max_map_size=int(settings.max_map_size_bytes),
+        )
+        if settings.port_file is not None:
+            # Left by a server that was killed: whoever waits for the file must not find an old one.
+            settings.port_file.unlink(missing_ok=True)
+        rule = CheckpointRule(settings.checkpoint_interval_seconds, int(settings.checkpoint_journal_bytes))
+        limits = Limits(settings.max_runs, settings.max_datasets, settings.max_examples)
+        self._catalog = Catalog(store, rule, int(settings.max_message_bytes), limits)
+        self._disk = DiskWatch(settings.data_dir, store)
+        self._pulse.watch(store, self._disk)
+        self._metrics.watch(store, self._disk, self._catalog, self._pulse, self.facts)
+
     @property
     def address(self) -> str:
         """What a client connects to."""
@@ -112,6 +144,10 @@ class Server:
     @property
     def http_address(self) -> str | None:
         return None if self._http is None else self._http.address
+
+    @property
+    def health_address(self) -> str | None:
+        return None if self._port is None else self._port.address
 
     def stop(self, grace: float | None = None) -> bool:
         """Drains and stops: no new batches, reports that came are made durable, every run gets a checkpoint.
@@ -123,26 +159,37 @@ class Server:
         deadline = time.monotonic() + grace
         clean = True
         self._kernels.stop()
+        # First, so that nobody is sent here who would be refused.
+        self._pulse.drains()
+        if self._keeper is not None:
+            self._keeper.update()
         if self._thread.is_alive():
-            self._serving = False
             self._await(self._refuse(), _START_SECONDS)
+        if self._catalog is not None:
             clean = self._catalog.close(deadline)
+        if self._thread.is_alive():
             self._await(self._stop(), _START_SECONDS)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_START_SECONDS)
         if not self._thread.is_alive():
             self._loop.close()
-        if self._http is not None:
-            self._http.close()
         self._calls.shutdown(wait=False, cancel_futures=True)
+        if self._disk is not None:
+            self._disk.close()
         try:
-            self._store.close(max(5.0, deadline - time.monotonic()))
+            if self._store is not None:
+                self._store.close(max(5.0, deadline - time.monotonic()))
         except StoreError as error:
             _log.error("store_still_busy", error=str(error))
             clean = False
+        for probes in (self._keeper, self._port, self._http):
+            if probes is not None:
+                probes.close()
+        self._traces.close()
         # Last, of the time that is left: nothing that was promised depends on them.
         self._kernels.wait(max(0.0, deadline - time.monotonic()))
-        if self._settings.port_file is not None:
+        # Not that of another server, which holds the directory.
+        if self._settings.port_file is not None and self._store is not None:
             self._settings.port_file.unlink(missing_ok=True)
         if self._started:
             _log.info("stopped", clean=clean)
@@ -151,42 +198,42 @@ class Server:
     # ---- on the event loop ----
 
     async def _start(self) -> None:
-        self._grpc = edge.build(self._settings, self._catalog, self._calls, self._health)
-        await self._report_health(False)
+        assert self._catalog is not None, "opened before"
+        observe = Observe(self._metrics, self._traces)
+        self._grpc = edge.build(self._settings, self._catalog, self._calls, self._health, [observe])
+        await self._report_health()
         self.port = edge.bind(self._grpc, self._settings.listen)
         await self._grpc.start()
-        self._serving = True
-        await self._report_health(self._ready())
+        self._pulse.beat()
+        self._pulse.serves()
+        await self._report_health()
+        if self._keeper is not None:
+            self._keeper.update()
         self._watch = asyncio.create_task(self._watch_health())
 
     async def _watch_health(self) -> None:
-        known = True
         while True:
-            await asyncio.sleep(_HEALTH_SECONDS)
-            if self._ready() != known:
-                known = not known
-                await self._report_health(known)
+            self._pulse.beat()
+            await asyncio.sleep(EVERY_SECONDS)
+            await self._report_health()
 
-    async def _report_health(self, serving: bool) -> None:
-        status = (
-            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
-        for service in ("", *edge.SERVICES):
-            await self._health.set(service, status)
+    async def _report_health(self) -> None:
+        """Who watches is told of changes alone."""
+        for name, status in statuses(self._pulse).items():
+            if self._told.get(name) != status:
+                await self._health.set(name, status)
+                self._told[name] = status
 
     async def _refuse(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
-        await self._report_health(False)
+        await self._report_health()
 
     async def _stop(self) -> None:
         if hasattr(self, "_grpc"):
             await self._grpc.stop(0.5)
 
     # ---- helpers ----
-
-    def _ready(self) -> bool:
-        return self._serving and self._store.healthy
 
     def _await(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)

@@ -30,6 +30,7 @@ LAYERS = [
     "config",
     "runs",
     "plots",
+    "observing",
     "service",
     "server",
     "cli",

@@ -39,6 +39,9 @@ MAX_SIZE = 2**32
 CHUNK = 1 << 20
 """Leaves that are filled and summed at a time: they are in a cache still when they are summed. Whole nodes."""
 
+GREAT = 1 << 12
+"""Of the total: a mass above a part of so many is found wherever it is."""
+
 _MAX_TOTAL = 2**63
 _MAX_TEETH = 2**31
 _LINE = 64
@@ -293,6 +296,20 @@ class MassTree:
         if found.size > limit:
             raise ValueError(f"expected at most {limit} ids of mass {threshold} or more, got {found.size}")
         return found
+
+    def greatest(self, law: Law, most: int) -> int:
+        """The greatest mass under `law`: of all ids where they are at most `most` or it is more than a share of
+        1 / GREAT of the total, else that of `most` evenly spaced ones. O(most + GREAT * levels)."""
+        total = self.total(law)
+        if not total:
+            return 0
+        if self._size <= most:
+            great = np.zeros(0, np.int64)
+        else:
+            great = self.at_least(total // GREAT + 1, law, GREAT)
+        if not great.size:
+            great = np.arange(0, self._size, max(1, -(-self._size // most)))
+        return int(self.effective(great, law).max())
 
     def sum_of_squares(self, law: Law) -> int:
         """The sum of the squared masses, exact."""

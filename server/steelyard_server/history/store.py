@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -96,7 +97,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class StoreStats:
     """Sizes in bytes. `used_bytes` is the high-water mark of the file, freed pages included; `live_bytes` are
-    without them.
+    without them; both 0 while the environment is closed after a failure. `failures`: commits that did not succeed,
+    those of tries to write again included.
     """
 
     map_size: int
@@ -106,6 +108,9 @@ class StoreStats:
     last_commit_seconds: float
     queue_bytes: int
     tail_bytes: int
+    queue_writes: int
+    failures: int
+    max_map_size: int
 
 
 @dataclass(slots=True)
@@ -161,6 +166,7 @@ class Store:
         self._serving: deque[_Write] = deque()
         self._queue_bytes = 0
         self._stopping = False
+        self._closed = False
         # Why the tail cannot be committed.
         self._full: StoreFull | None = None
         # Free bytes without which it is of no use that a run which was refused tries again.
@@ -174,6 +180,10 @@ class Store:
         self._settled = 0
         self._commits = 0
         self._last_commit_seconds = 0.0
+        self._failures = 0
+        self._busy_since: float | None = None
+        self.on_commit: Callable[[float], None] = lambda seconds: None
+        """Told of the duration of each commit, on the writer thread. Must be quick and not raise."""
         self._lock = LockFile(directory)
         self._tail = Tail(directory / "tail")
         self._pending = _Pending(epoch=1)
@@ -214,6 +224,14 @@ class Store:
     def healthy(self) -> bool:
         """False from a failed commit until one has succeeded again; reads and writes fail meanwhile."""
         return self._healthy
+
+    def writer_busy_seconds(self) -> float:
+        """How long the writer has been at one thing: a commit, or the callbacks of one. 0 where it waits for work, also
+        for the next try after a failure; infinite where it has died. Never waits."""
+        since = self._busy_since
+        if self._thread.ident is not None and not self._thread.is_alive() and not self._closed:
+            return math.inf
+        return 0.0 if since is None else max(0.0, time.monotonic() - since)
 
     @property
     def generation(self) -> int:
@@ -368,6 +386,9 @@ class Store:
                 last_commit_seconds=self._last_commit_seconds,
                 queue_bytes=self._queue_bytes,
                 tail_bytes=self._tail.size,
+                queue_writes=len(self._queue),
+                failures=self._failures,
+                max_map_size=self._max_map_size,
             )
 
     def close(self, timeout: float = WAIT_SECONDS) -> None:
@@ -377,7 +398,7 @@ class Store:
         """
         self._check_process()
         with self._changed:
-            self._stopping = True
+            self._stopping = self._closed = True
             self._changed.notify_all()
         self._thread.join(timeout)
         if self._thread.is_alive():
@@ -589,11 +610,14 @@ class Store:
             while not self._queue:
                 wait = self._pending.due - time.monotonic() if self._pending.puts else None
                 if (self._flush_wanted and self._pending.puts) or (wait is not None and wait <= 0):
+                    self._busy_since = time.monotonic()
                     return True
                 self._flush_wanted = False
                 if self._stopping:
                     return False
+                self._busy_since = None
                 self._changed.wait(wait)
+            self._busy_since = time.monotonic()
             size = 0
             while self._queue and len(self._serving) < MAX_GROUP_WRITES and size < MAX_GROUP_BYTES:
                 self._serving.append(self._queue.popleft())
@@ -767,7 +791,7 @@ class Store:
         self._grow_ahead(size)
         while True:
             assert self._env is not None
-            started = time.monotonic()
+            started = self._busy_since = time.monotonic()
             try:
                 with self._env.begin(write=True) as txn:
                     for op in ops:
@@ -778,6 +802,7 @@ class Store:
         with self._changed:
             self._commits += 1
             self._last_commit_seconds = time.monotonic() - started
+        self.on_commit(self._last_commit_seconds)
 
     def _grow_ahead(self, size: int) -> None:
         """Growing between transactions is cheap; running into the end costs the transaction that did."""
@@ -806,6 +831,7 @@ class Store:
     def _mark_failed(self) -> None:
         with self._changed:
             self._healthy = False
+            self._failures += 1
             self._generation += 1
             self._changed.notify_all()
 
@@ -827,6 +853,8 @@ class Store:
                 self._probe(size)
             except (*_FAILURES, StoreFull) as error:
                 log.warning("%s: still failing: %s", self._directory, error)
+                with self._changed:
+                    self._failures += 1
                 delay = min(delay * 2, 2.0)
                 continue
             with self._changed:
@@ -837,6 +865,7 @@ class Store:
 
     def _pause(self, delay: float, failure: StoreFailed) -> bool:
         """Waits, failing what is queued meanwhile. True when the store is to be closed."""
+        self._busy_since = None
         deadline = time.monotonic() + delay
         while (left := deadline - time.monotonic()) > 0:
             with self._changed:
@@ -847,6 +876,7 @@ class Store:
         return self._stopping
 
     def _reopen(self) -> None:
+        self._busy_since = time.monotonic()
         with self._gate.exclusive(WAIT_SECONDS):
             if self._env is not None:
                 self._env.close()

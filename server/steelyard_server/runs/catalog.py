@@ -191,6 +191,16 @@ class Catalog:
                 run = self._runs[name] = self._start(row)
             return run
 
+    def started(self) -> dict[str, Run]:
+        """The runs that somebody has asked for since the server started, by name. Never waits."""
+        with self._lock:
+            return {name: self._runs[name] for name in sorted(self._runs)}
+
+    def counts(self) -> tuple[int, int]:
+        """How many datasets and runs there are. Never waits."""
+        with self._lock:
+            return len(self._datasets), len(self._rows)
+
     def run_to_join(self, name: str, fingerprint: str) -> Run:
         """The run, for trainers whose dataset has `fingerprint`, where they give one."""
         run = self.run(name)

@@ -15,7 +15,11 @@ from __future__ import annotations
 
 
 class RunError(Exception):
-    """An expected error: its message is for the caller."""
+    """An expected error: its message is for the caller; `reason`, one word, for who counts them."""
+
+    def __init__(self, message: str, *, reason: str = "other") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Invalid(RunError):

@@ -88,6 +88,8 @@ class Journaled:
         self._state: RunState | None = None
         self._broken: Exception | None = None
         self._last_checkpoint = clock()
+        self.checkpointed_at = time.time()
+        """Wall time: of the newest checkpoint, or of the reading from disk, if that was later. For eyes."""
         self._bytes_since_checkpoint = 0
         self._prune_wanted = False
         self._gathered: list[Op] = []
@@ -133,6 +135,7 @@ class Journaled:
             if replayed or seconds > _LONG_SECONDS:
                 _log.info("run_loaded", run=self.name, seconds=round(seconds, 2), replayed_bytes=replayed)
             self._last_checkpoint, self._bytes_since_checkpoint = self._clock(), self.log.replayed_bytes
+            self.checkpointed_at = time.time()
             self.take_news()
         except RecordDamaged as damage:
             _log.error("run_damaged", run=self.name, place=damage.place, why=damage.why)
@@ -328,6 +331,7 @@ class Journaled:
         frozen, journaled = log.freeze(state), self._bytes_since_checkpoint
         fence = log.journal.fence()
         self._last_checkpoint = self._clock()
+        now = time.time()
         frozen.begin(state)
 
         def steps() -> Iterator[None]:
@@ -339,6 +343,7 @@ class Journaled:
             frozen.end(state, saved=error is None)
             if error is None:
                 log.saved_seq = frozen.seq
+                self.checkpointed_at = now
                 self._bytes_since_checkpoint -= journaled
                 self._prune_wanted = True
             elif isinstance(error, StoreFull):

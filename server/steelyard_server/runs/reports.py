@@ -20,19 +20,22 @@ def judge(state: RunState, report: Report, digest_of: Callable[[int], int | None
     """
     if report.step >= state.next_step:
         raise Unready(
-            f"expected a report of a step below {state.next_step}, the next to draw; got step {report.step}"
+            f"expected a report of a step below {state.next_step}, the next to draw; got step {report.step}",
+            reason="step",
         )
     record = state.steps.get(report.step)
     _check_digest(report, record.drawn.digest if record else digest_of(report.step))
     check_signals(report.signals, f"step {report.step}")
     if "loss" not in report.signals:
         raise Invalid(
-            f"expected the signal 'loss' in the report of step {report.step}; got {sorted(report.signals)}"
+            f"expected the signal 'loss' in the report of step {report.step}; got {sorted(report.signals)}",
+            reason="shape",
         )
     if report.offset + report.count > state.spec.batch_size:
         raise Invalid(
             f"expected positions within the batch of {state.spec.batch_size}; got {report.count} values from "
-            f"position {report.offset} on at step {report.step}"
+            f"position {report.offset} on at step {report.step}",
+            reason="shape",
         )
     if record is None:
         return Disposition.LATE
@@ -44,7 +47,8 @@ def check_signals(signals: Mapping[str, Float32s], what: str) -> None:
     counts = {name: len(values) for name, values in signals.items()}
     if not counts or 0 in counts.values() or len(set(counts.values())) > 1:
         raise Invalid(
-            f"expected at least one signal, all of one length above 0, for {what}; got lengths {counts}"
+            f"expected at least one signal, all of one length above 0, for {what}; got lengths {counts}",
+            reason="shape",
         )
 
 
@@ -59,7 +63,8 @@ def check_values(state: RunState, signals: Mapping[str, Float32s], what: str) ->
             at = int(finite.argmin())
             raise Invalid(
                 f"expected finite values of {name!r} for {what} (the run's on_nonfinite is 'reject'); "
-                f"got {values[at]} at position {at}"
+                f"got {values[at]} at position {at}",
+                reason="nonfinite",
             )
         usable[name] = np.where(finite, values, np.float32(0))
     for derived in state.derived:
@@ -67,16 +72,19 @@ def check_values(state: RunState, signals: Mapping[str, Float32s], what: str) ->
             continue
         objection = state.policy.objection(derived.name, usable[derived.signal])
         if objection is not None:
-            raise Invalid(f"{what}: {objection}")
+            raise Invalid(f"{what}: {objection}", reason="values")
 
 
 def _check_digest(report: Report, served: int | None) -> None:
     if served is None:
-        raise Unready(f"step {report.step} is no longer retained, so its report cannot be checked")
+        raise Unready(
+            f"step {report.step} is no longer retained, so its report cannot be checked", reason="step"
+        )
     if served != report.digest:
         raise Unready(
             f"expected the digest {served:016x} of the batch that was served at step {report.step}; "
-            f"got {report.digest:016x}: the losses belong to another batch"
+            f"got {report.digest:016x}: the losses belong to another batch",
+            reason="digest",
         )
 
 
@@ -85,7 +93,8 @@ def _judge_values(state: RunState, report: Report, record: StepRecord) -> Dispos
         if record.contradicts(report.offset, report.signals):
             raise Exists(
                 f"positions {report.offset}..{report.offset + report.count - 1} of step {report.step} were reported "
-                "before with other values"
+                "before with other values",
+                reason="conflict",
             )
         if record.holds(report.offset, report.signals):
             return Disposition.DUPLICATE

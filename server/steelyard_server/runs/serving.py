@@ -42,6 +42,7 @@ from steelyard_server.runs.ranks import Rank, Ranks, check_attempt, check_credit
 from steelyard_server.runs.state import PATIENCE, UndrawableError
 from steelyard_server.runs.stats import missing_input
 from steelyard_server.runs.steps import StepRecord
+from steelyard_server.runs.tally import Tally
 from steelyard_server.runs.weighing import StepWeights, draw_weight, journaled_weight, weighing_of
 
 _log = logger(__name__)
@@ -50,12 +51,12 @@ _GIVE_WAY_SECONDS = 5e-5
 
 
 class Serving:
-    """The streams of one run. `tally` counts reports that changed nothing since the server started."""
+    """The streams of one run."""
 
     def __init__(self, run: Journaled, clock: Callable[[], float] = time.monotonic) -> None:
         self.ranks = Ranks()
         self.weights = StepWeights()
-        self.tally = {"duplicate": 0, "late": 0, "refused": 0}
+        self.tally = Tally()
         self.draining = False
         self._run = run
         self._clock = clock
@@ -344,6 +345,8 @@ class Serving:
         # Of these, whoever waits for weights gets them from what was reported, while that is known.
         expiring = self.weights.awaited_below(event.step - state.spec.report_window, state)
         closed = state.closed_steps
+        self.tally.batches += 1
+        self.tally.staleness.add(event.step - state.folded_steps)
         self._undurable[event.step] = self._run.write([event])
         if expiring or state.closed_steps != closed:
             self.send_weights(expiring)
@@ -354,9 +357,10 @@ class Serving:
         try:
             disposition = reports.judge(self._run.state(), report, self._digest_of)
         except RunError as error:
-            self.tally["refused"] += 1
+            self.tally.refused[error.reason] += 1
+            # Not the message, which quotes what was reported.
             _log.warning(
-                "report_refused", run=self._run.name, rank=rank.rank, step=report.step, why=str(error)
+                "report_refused", run=self._run.name, rank=rank.rank, step=report.step, reason=error.reason
             )
             outbox.send(Refusal(report.step, report.offset, report.count, error))
             return
@@ -373,15 +377,25 @@ class Serving:
         events: list[Event] = []
         if disposition is Disposition.APPLIED:
             events = [LossesReported(report.step, report.offset, report.signals)]
+        elif disposition is Disposition.DUPLICATE:
+            self.tally.duplicate += 1
         else:
-            self.tally[disposition.name.lower()] += 1
+            self.tally.late += 1
         # The client knows that a late report weighs nothing.
         asks = report.want_weights and disposition is not Disposition.LATE
         if asks and report.step in self._run.state().steps:
             self.weights.ask(report.step, report.offset, report.count, outbox)
         # Also what changes nothing is answered in turn: the report that it repeats must be durable first.
+        state = self._run.state()
+        counters, tally = state.counters, self.tally
+        losses, nonfinite = counters.reported_losses, counters.nonfinite_losses
         durable = self._run.write(events, self.send_weights)
         durable.then(partial(outbox.send, answer))
+        if events:
+            fresh = counters.reported_losses - losses
+            tally.losses += fresh
+            tally.nonfinite += counters.nonfinite_losses - nonfinite
+            tally.loss_age.add(state.next_step - 1 - report.step, fresh)
 
     def send_weights(self, expired: Sequence[StepRecord] = ()) -> None:
         """Answers whoever waits for weights that there are by now; `expired`: steps that have just left memory."""
@@ -418,6 +432,7 @@ class Serving:
             if now - since > state.spec.report_timeout:
                 _log.warning("step_closed", run=self._run.name, step=step, reason="timeout")
                 self.close_step(step, "timeout")
+                self.tally.timed_out += 1
 
     def close_step(self, step: int, reason: str) -> None:
         state = self._run.state()

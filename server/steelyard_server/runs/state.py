@@ -199,6 +199,11 @@ class RunState:
             )
         return self._peeked
 
+    @property
+    def built_drawer(self) -> Drawer | None:
+        """The drawer if there is one; asking builds none."""
+        return self._drawer or self._peeked
+
     def get_drawer_state(self) -> Mapping[str, Any] | None:
         """None while no event has needed the drawer."""
         return self._drawer.get_state() if self._drawer is not None else self.drawer_state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from steelyard_server.policies.mix.drawer import MixDrawer
 from steelyard_server.runs.log import RunLog
 from steelyard_server.runs.messages import MissingInput
 from steelyard_server.runs.state import RunState
+from steelyard_server.runs.tally import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class RunStats:
     missing_inputs: tuple[MissingInput, ...]
 
 
-def stats_of(state: RunState, tally: Mapping[str, int], connected: int, log: RunLog) -> RunStats:
+def stats_of(state: RunState, tally: Tally, connected: int, log: RunLog) -> RunStats:
     """O(size) where the draw has masses, else O(1)."""
     drawer = state.peek_drawer()
     return RunStats(
@@ -53,9 +54,9 @@ def stats_of(state: RunState, tally: Mapping[str, int], connected: int, log: Run
         state_version=state.state_version,
         served_ids=state.counters.served_ids,
         reported_losses=state.counters.reported_losses,
-        duplicate_reports=tally["duplicate"],
-        late_reports=tally["late"],
-        refused_reports=tally["refused"],
+        duplicate_reports=tally.duplicate,
+        late_reports=tally.late,
+        refused_reports=tally.refused.total(),
         nonfinite_losses=state.counters.nonfinite_losses,
         closed_by_timeout=state.counters.closed_by_timeout,
         drawable=drawer.drawable,

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
+from structlog.contextvars import bind_contextvars
 
 from steelyard_server.service.errors import status_of
+
+_NAME_CHARACTERS = 128
+"""Of a name in the log, which is a caller's and not yet looked at."""
 
 Handler = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
 
@@ -21,7 +27,9 @@ def unary(executor: Executor, method: Callable[[Any], Any]) -> Handler:
 
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
-            return await asyncio.get_running_loop().run_in_executor(executor, method, request)
+            _say_what(request)
+            work = partial(contextvars.copy_context().run, method, request)
+            return await asyncio.get_running_loop().run_in_executor(executor, work)
         except Exception as error:
             code, message = status_of(error)
             await context.abort(code, message)
@@ -36,9 +44,11 @@ def streamed(
     reader costs neither a thread nor more memory than two of them."""
 
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        _say_what(request)
         answers, loop = method(request), asyncio.get_running_loop()
+        work = partial(contextvars.copy_context().run, next, answers, None)
         try:
-            while (answer := await loop.run_in_executor(executor, next, answers, None)) is not None:
+            while (answer := await loop.run_in_executor(executor, work)) is not None:
                 yield answer
         except Exception as error:
             await context.abort(*status_of(error))
@@ -56,3 +66,16 @@ def offloaded(methods: object, executor: Executor) -> Any:
             edge = streamed if inspect.isgeneratorfunction(method) else unary
             handlers[name] = edge(executor, method)
     return SimpleNamespace(**handlers)
+
+
+def _say_what(request: Any) -> None:
+    """Which run or dataset, and step, a call is about: for every line that is logged on behalf of it."""
+    descriptor = request.DESCRIPTOR
+    what = "dataset" if descriptor.file.name.endswith("datasets.proto") else "run"
+    spec = descriptor.fields_by_name.get("spec")
+    named = request if spec is None else request.spec
+    if "name" in named.DESCRIPTOR.fields_by_name:
+        bind_contextvars(**{what: named.name[:_NAME_CHARACTERS]})
+    step = descriptor.fields_by_name.get("step")
+    if step is not None and (not step.has_presence or request.HasField("step")):
+        bind_contextvars(step=request.step)

@@ -62,7 +62,7 @@ def build(
     return server
 
 
-def bind(server: grpc.aio.Server, address: str) -> int:
+def bind(server: grpc.aio.Server | grpc.Server, address: str) -> int:
     """Has `server` listen on `address`, in plaintext; the port bound. OSError, which says why, where it cannot be."""
     try:
         _probe(address)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import grpc
+from structlog.contextvars import bind_contextvars
 
 from steelyard.v1 import trainer_pb2 as pb
 from steelyard.v1 import trainer_pb2_grpc
@@ -62,6 +63,8 @@ class StreamOutbox:
         self._ready = asyncio.Event()
         self._waking = False
         self._ended = False
+        self.joined: dict[str, Any] = {}
+        """Which run, as which rank: for the log."""
         self.error: Exception | None = None
 
     def send(self, message: Outgoing) -> None:
@@ -145,6 +148,8 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         finally:
             reader.cancel()
             outbox.end(None)
+            # The reader is a task with a context of its own.
+            bind_contextvars(**outbox.joined)
         if outbox.error is not None:
             await context.abort(*_status_of(outbox.error))
 
@@ -175,6 +180,8 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         if message.WhichOneof("message") != "join":
             raise Invalid(f"expected Join as the first message; got {message.WhichOneof('message')}")
         join = message.join
+        outbox.joined = {"run": join.run[:128], "rank": join.rank}
+        bind_contextvars(**outbox.joined)
         run = self._catalog.run_to_join(join.run, join.fingerprint)
         run.join(convert.join(join), outbox)
         return run

@@ -18,6 +18,7 @@ the right correction for the mean over the pool. Weighing by the losses again wo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -31,9 +32,9 @@ from steelyard_server.core.random import Purpose, bits
 from steelyard_server.core.sampling import Sampling, distinct_copies, sample
 from steelyard_server.core.tree import Law, MassTree
 from steelyard_server.policies.columns import Derived
-from steelyard_server.policies.draw.contract import Drawer, Drawn, Examples, Float32s, Ids
+from steelyard_server.policies.draw.contract import Drawer, Drawn, Examples, Float32s, Ids, LawSummary
 from steelyard_server.policies.draw.engines.local import SampledDraw
-from steelyard_server.policies.draw.rows import Float64s
+from steelyard_server.policies.draw.rows import Float64s, unknown_share
 from steelyard_server.policies.draw.shuffle import ShuffleDrawer
 
 _LOG2_E = 1.4426950408889634
@@ -183,6 +184,15 @@ class _PoolDrawer(Drawer):
         pool = self._pool(0, self._batch_size)
         total = pool.tree.total(Law())
         return total**2 / (self.drawable * pool.tree.sum_of_squares(Law()))
+
+    def summary(self, most: int) -> LawSummary:
+        unknown = unknown_share(self._losses, self._examples.retired, most)
+        if not self.drawable or self._draw.pool * self._batch_size > most // 8:
+            # The candidates are looked up one by one.
+            return LawSummary(math.nan, math.nan, unknown)
+        pool = self._pool(0, self._batch_size)
+        greatest, total = pool.tree.greatest(Law(), most), pool.tree.total(Law())
+        return LawSummary(self.effective_sample_ratio(), greatest / total if total else math.nan, unknown)
 
     def check(self) -> None:
         self._shuffle.check()

@@ -111,6 +111,5 @@ class _GradNormDrawer(RefreshedDrawer):
         self._examples.put(_NORM, once, norms)
 
     @property
-    def never_reported(self) -> int | None:
-        unknown = np.isnan(self._examples.columns[_NORM])
-        return int(np.count_nonzero(unknown)) - int(np.count_nonzero(unknown[self._examples.retired]))
+    def _score(self) -> str | None:
+        return _NORM

@@ -59,3 +59,16 @@ def contains(ordered: Ids, ids: Ids) -> npt.NDArray[np.bool_]:
         return np.zeros(len(ids), np.bool_)
     found = np.searchsorted(ordered, ids)
     return np.asarray(ordered[np.minimum(found, len(ordered) - 1)] == ids)
+
+
+def unknown_share(column: Float32s, retired: Ids, most: int) -> float:
+    """The share of the rows that are not retired whose number is NaN: of all of them, or of at most `most`, evenly
+    spaced. NaN where there is none."""
+    stride = max(1, -(-len(column) // most))
+    unknown = np.isnan(column[::stride])
+    live = len(unknown)
+    if len(retired):
+        gone = contains(retired, np.arange(0, len(column), stride))
+        unknown &= ~gone
+        live -= int(np.count_nonzero(gone))
+    return int(np.count_nonzero(unknown)) / live if live else float("nan")

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from steelyard_server.core.random import Purpose, bits
-from steelyard_server.policies.draw.contract import Draw, Drawer, Drawn, Examples, Float32s, Ids
+from steelyard_server.policies.draw.contract import Draw, Drawer, Drawn, Examples, Float32s, Ids, LawSummary
 from steelyard_server.policies.draw.engines.sparse import SparseDrawer
 from steelyard_server.policies.mix.contract import Float64s, GroupReport, Int64s, Mix
 from steelyard_server.policies.mix.counts import Shares, integer_masses, shares
@@ -374,6 +374,28 @@ class MixDrawer(Drawer):
                 squares += share**2 / (group.drawer.drawable * group.drawer.effective_sample_ratio())
                 whole += share
         return whole**2 / (self.drawable * squares) if squares else math.nan
+
+    def summary(self, most: int) -> LawSummary:
+        """Of the law before groups are capped."""
+        squares = whole = largest = unknown = known = 0.0
+        groups = [
+            (share, self._groups[number].drawer)
+            for number, share in enumerate(self.masses().tolist() if self._groups else ())
+            if share > 0 and number in self._groups and self._groups[number].drawer.drawable
+        ]
+        for share, drawer in groups:
+            one = drawer.summary(max(1, most // len(groups)))
+            squares += share**2 / (drawer.drawable * one.effective_sample_ratio)
+            whole += share
+            largest = max(largest, share * one.largest_share)
+            if one.never_reported_share is not None:
+                unknown += one.never_reported_share * drawer.drawable
+                known += drawer.drawable
+        return LawSummary(
+            whole**2 / (self.drawable * squares) if squares else math.nan,
+            largest / whole if whole else math.nan,
+            unknown / known if known else None,
+        )
 
     def check(self) -> None:
         assert np.array_equal(self._group_of, self._groups_now()), "groups differ from their column"

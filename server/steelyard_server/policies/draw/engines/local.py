@@ -23,7 +23,7 @@ from steelyard_server.core.kernels.scores import POWER
 from steelyard_server.core.random import Purpose, bits
 from steelyard_server.core.sampling import Sampling, distinct_copies, law_for, sample
 from steelyard_server.core.tree import CHUNK, Law, MassTree
-from steelyard_server.policies.draw.contract import Draw, Drawer, Drawn, Examples, Float32s, Ids
+from steelyard_server.policies.draw.contract import Draw, Drawer, Drawn, Examples, Float32s, Ids, LawSummary
 
 # A leaf is 32 bits wide. After a rebuild the greatest weight leaves some room for greater ones.
 _MOST_BITS = 31.5
@@ -152,6 +152,19 @@ class ScoredDrawer(Drawer):
         law = self._law()
         total = self._tree.total(law)
         return total**2 / (self._tree.live * self._tree.sum_of_squares(law)) if total else math.nan
+
+    def summary(self, most: int) -> LawSummary:
+        law = self._law()
+        total = self._tree.total(law)
+        return LawSummary(
+            self.effective_sample_ratio(),
+            self._tree.greatest(law, most) / total if total else math.nan,
+            self._never_reported_share(most),
+        )
+
+    def _never_reported_share(self, most: int) -> float | None:
+        unseen = self.never_reported
+        return None if unseen is None or not self.drawable else unseen / self.drawable
 
     @property
     def drawable(self) -> int:

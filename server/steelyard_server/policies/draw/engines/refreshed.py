@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from steelyard_server.policies.draw.contract import Drawer, Examples, Float32s, Ids
 from steelyard_server.policies.draw.engines.local import COARSE_MEAN, ByColumn, MassDraw
 from steelyard_server.policies.draw.engines.sparse import SparseDrawer
-from steelyard_server.policies.draw.rows import Float64s, Moment, Rows
+from steelyard_server.policies.draw.rows import Float64s, Moment, Rows, unknown_share
 
 WEIGHT = "own:weight"
 """The column of the weights. Nobody can upload one of that name: a colon is in no name of a column."""
@@ -109,12 +109,22 @@ class RefreshedDrawer(SparseDrawer):
         return {**super().get_state(), "refresh": self._refresh.model_dump(mode="json")}
 
     @property
-    def never_reported(self) -> int | None:
+    def _score(self) -> str | None:
+        """The column whose numbers are the scores that were reported."""
         derived = self._draw.derived
-        if not derived:
+        return derived[0].name if derived else None
+
+    @property
+    def never_reported(self) -> int | None:
+        if self._score is None:
             return None
-        unknown = np.isnan(self._examples.columns[derived[0].name])
+        unknown = np.isnan(self._examples.columns[self._score])
         return int(np.count_nonzero(unknown)) - int(np.count_nonzero(unknown[self._examples.retired]))
+
+    def _never_reported_share(self, most: int) -> float | None:
+        if self._score is None:
+            return None
+        return unknown_share(self._examples.columns[self._score], self._examples.retired, most)
 
     def _rebuild(self) -> None:
         # The greatest weight is 1 now, and what was greater before is forgotten: rows to come weigh as much as it.

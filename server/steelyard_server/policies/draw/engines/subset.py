@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from steelyard_server.core.permutation import permute
-from steelyard_server.policies.draw.contract import Examples, Float32s, Ids
+from steelyard_server.policies.draw.contract import Examples, Float32s, Ids, LawSummary
 from steelyard_server.policies.draw.engines.epochs import Epoch, EpochDraw, EpochDrawer
-from steelyard_server.policies.draw.rows import Moment, Rows
+from steelyard_server.policies.draw.rows import Moment, Rows, contains
 
 COPIES = "own:copies"
 """float32[size]: how many places an id takes in the running epoch; NaN where it was appended since, or was retired
@@ -104,6 +105,21 @@ class SubsetDrawer(EpochDrawer):
         copies[self._examples.retired] = 0
         copies = np.nan_to_num(copies)
         return float(copies.sum() ** 2 / max(self.drawable * (copies * copies).sum(), 1.0))
+
+    def summary(self, most: int) -> LawSummary:
+        if self._epoch is None:
+            return super().summary(most)
+        size, retired = self._examples.size, self._examples.retired
+        at = np.arange(0, size, max(1, -(-size // most)))
+        copies = np.nan_to_num(self._examples.columns[COPIES][at].astype(np.float64))
+        copies[contains(retired, at)] = 0
+        distinct, total = int(np.count_nonzero(copies)), float(copies.sum())
+        if not distinct:
+            return LawSummary(math.nan, math.nan, None)
+        # As many are in the sample as stand for it among all.
+        places = total * self.drawable / distinct
+        ratio = total**2 / (distinct * float((copies * copies).sum()))
+        return LawSummary(ratio, float(copies.max()) / places, None)
 
     def _choose(self, rows: Rows, moment: Moment) -> None:
         kept = self._draw.keep(rows, moment)

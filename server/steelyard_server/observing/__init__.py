@@ -1,0 +1,1 @@
+"""What one sees of a server: metrics, health, who calls, traces."""
