@@ -8,6 +8,8 @@
 #   make plots   two pictures of what make bench found
 #   make faults [ONLY="disk full" ROUNDS=20 MINUTES=5]   disturb servers under load, and write tests/robustness/README.md
 #   make gen     generate code from proto/, METHODS.md from the methods, and METRICS.md
+#   make monitoring   the alert rules and the dashboard
+#   make promtool     Prometheus and its rule checker from Debian's archive, unpacked into .venv: nothing is installed
 #   make crash MINUTES=10 [SEED=7 ROUND=3]   kill servers and trainers for so long, and compare with runs in peace
 #
 #   make release-schema   take today's protos as what later ones must stay compatible with
@@ -21,13 +23,15 @@ BUF := $(VENV)/buf/node_modules/.bin/buf
 
 TORCH := torch==2.13.0
 BUF_VERSION := 1.75.0
+PROMTOOL := $(VENV)/promtool/usr/bin/promtool
+MONITORING := deploy/monitoring
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 JOBS ?= 2
 MINUTES ?= 5
-SOURCES := client server tests proto $(wildcard trainer_example)
+SOURCES := client server tests proto $(wildcard trainer_example deploy)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench peers plots crash faults gen release-schema clean lint types generated schema kernels
+.PHONY: demo test check bench peers plots crash faults gen release-schema clean lint types generated schema kernels monitoring promtool
 
 demo: $(VENV)/ready
 	$(PY) trainer_example/demo.py
@@ -54,6 +58,13 @@ faults: $(VENV)/ready kernels
 	$(PY) tests/robustness/faults/run.py $(if $(ONLY),--only "$(ONLY)") $(if $(ROUNDS),--rounds $(ROUNDS)) \
 		$(if $(filter command line,$(origin MINUTES)),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
+monitoring: $(PROMTOOL) $(VENV)/ready
+	$(PROMTOOL) check rules $(MONITORING)/rules.yaml
+	cd $(MONITORING) && $(abspath $(PROMTOOL)) test rules *.test.yaml
+	$(PY) $(MONITORING)/dashboard.py --check
+
+promtool: $(PROMTOOL)
+
 # Compiles them once, so that no test or measurement waits for it; nothing is done where that was.
 kernels: $(VENV)/ready
 	$(PY) -m steelyard_server.kernel_cache
@@ -62,6 +73,7 @@ gen: $(VENV)/gen/ready $(VENV)/ready
 	$(GEN) proto/generate.py
 	$(PY) tests/methods/page.py
 	$(PY) -m steelyard_server.observing.names > deploy/monitoring/METRICS.md
+	$(PY) $(MONITORING)/dashboard.py
 
 lint: $(VENV)/ready
 	$(PY) -m ruff format --check $(SOURCES)
@@ -71,11 +83,13 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(PY) -m mypy
 	$(if $(wildcard trainer_example/*.py),$(PY) -m mypy trainer_example/*.py)
+	$(PY) -m mypy $(MONITORING)/dashboard.py
 	$(PY) -m mypy --config-file tests/mypy.ini tests
 
 generated: $(VENV)/gen/ready $(VENV)/ready
 	$(GEN) proto/generate.py --check
 	$(PY) tests/methods/page.py --check
+	$(PY) $(MONITORING)/dashboard.py --check
 
 # buf comes from npm. Without npm the schema goes unchecked here, but not in CI.
 ifneq ($(shell command -v npm 2>/dev/null),)
@@ -92,6 +106,11 @@ endif
 
 release-schema: $(VENV)/buf/ready
 	$(BUF) build proto --exclude-source-info -o proto/released.binpb
+
+# The package alone, without what it depends on and without its service. Elsewhere, a promtool in the PATH does.
+$(PROMTOOL): | $(PY)
+	rm -rf $(VENV)/promtool && mkdir -p $(VENV)/promtool
+	cd $(VENV)/promtool && apt-get download -qq prometheus && dpkg -x prometheus_*.deb . && rm prometheus_*.deb
 
 clean:
 	rm -rf $(VENV) .cache .hypothesis build dist
