@@ -26,17 +26,21 @@ from steelyard.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     ForkedSession,
+    HandshakeFailed,
     Internal,
     InvalidArgument,
     MismatchedLosses,
     MissingSignalWarning,
     NotFound,
+    PermissionDenied,
     ReportRefused,
     ResourceExhausted,
     SessionClosed,
     StalenessError,
     SteelyardError,
+    Unauthenticated,
     Unavailable,
+    Unimplemented,
 )
 
 # A function of the same name as its module: imported here, so that the function is what the name means from now on.
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
     from steelyard import events, testing, weigh
     from steelyard.batch import Batch
     from steelyard.client import Client, connect
+    from steelyard.credentials import Credentials
     from steelyard.info import DatasetInfo, Retention, RunInfo, Stats
     from steelyard.run import Run
     from steelyard.session import Session
@@ -56,17 +61,20 @@ __all__ = [
     "AlreadyExists",
     "Batch",
     "Client",
+    "Credentials",
     "DataLoss",
     "DatasetInfo",
     "DeadlineExceeded",
     "FailedPrecondition",
     "ForkedSession",
+    "HandshakeFailed",
     "Internal",
     "InvalidArgument",
     "MismatchedLosses",
     "MissingSignalWarning",
     "NotFound",
     "PendingWeights",
+    "PermissionDenied",
     "ReportRefused",
     "ResourceExhausted",
     "Retention",
@@ -77,7 +85,9 @@ __all__ = [
     "StalenessError",
     "Stats",
     "SteelyardError",
+    "Unauthenticated",
     "Unavailable",
+    "Unimplemented",
     "connect",
     "errors",
     "events",
@@ -89,6 +99,7 @@ __all__ = [
 _HOMES = {
     "Batch": "batch",
     "Client": "client",
+    "Credentials": "credentials",
     "DatasetInfo": "info",
     "PendingWeights": "weighing",
     "Retention": "info",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -10,8 +11,19 @@ from contextlib import contextmanager
 
 import grpc
 
-from steelyard import forking
-from steelyard.errors import DeadlineExceeded, InvalidArgument, SteelyardError, Unavailable, from_rpc_error
+from steelyard import forking, handshake
+from steelyard.credentials import Credentials, Stamp
+from steelyard.errors import (
+    DeadlineExceeded,
+    HandshakeFailed,
+    InvalidArgument,
+    SteelyardError,
+    Unavailable,
+    from_rpc_error,
+)
+from steelyard.handshake import channel_credentials
+
+_LOG = logging.getLogger("steelyard")
 
 MAX_MESSAGE_BYTES = 64 << 20
 
@@ -93,57 +105,134 @@ def check_address(address: str) -> str:
     return address
 
 
-def open_channel(address: str, purpose: str) -> grpc.Channel:
-    """A new channel; it connects at the first call. FailedPrecondition where a fork has made gRPC unsafe."""
-    forking.claim(purpose)
-    channel = grpc.insecure_channel(address, options=_OPTIONS)
-    forking.keep(channel)
-    return channel
+_WHY_SECONDS = 1.0
+
+Place = tuple[str, Credentials | None]
+Secured = tuple[Stamp, grpc.ChannelCredentials | None]
 
 
 class SharedChannels:
-    """One connection to each server for all the sessions of this process. Safe from any thread.
+    """One connection to each server, by each credentials, for all who take it. Safe from any thread.
 
     Measured with 32 streams in each of two processes: 1.5 times the steps, for two thirds of the CPU, of a connection
-    for each. A connection that broke is handed to nobody any more, so that nobody waits for its backoff.
+    for each. A connection that broke is handed to nobody any more, so that nobody waits for its backoff; neither is
+    one whose certificate files have changed since it was made, which those who have it keep until they are done.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._current: dict[str, grpc.Channel] = {}
+        self._current: dict[Place, tuple[grpc.Channel, Stamp]] = {}
         self._users: Counter[grpc.Channel] = Counter()
+        self._good: dict[Place, Secured] = {}
+        self._complained: Stamp | None = None
 
-    def take(self, address: str, purpose: str) -> grpc.Channel:
-        """The channel to `address`, which is give_back's to close. Errors are those of open_channel."""
+    def take(self, address: str, purpose: str, credentials: Credentials | None = None) -> grpc.Channel:
+        """The channel to `address`, which is give_back's to close. FailedPrecondition where a fork has made gRPC
+        unsafe; InvalidArgument where the files of the credentials are no good and never were."""
         forking.claim(purpose)  # before the lock, which a forked child may have inherited taken
+        place: Place = (address, credentials)
+        # Of before they are read: where files change meanwhile, the next one to take finds that out.
+        stamp = () if credentials is None else credentials.stamp()
         with self._lock:
-            channel = self._current.get(address)
-            if channel is None:
-                channel = self._current[address] = open_channel(address, purpose)
+            stamp, secured = self._secured(place, stamp, purpose)
+            channel, made_from = self._current.get(place, (None, ()))
+            if channel is None or made_from != stamp:
+                channel = _opened(address, secured, credentials)
+                self._current[place] = (channel, stamp)
             self._users[channel] += 1
             return channel
+
+    def hold(self, channel: grpc.Channel) -> None:
+        """One use more of a channel that is taken already."""
+        with self._lock:
+            self._users[channel] += 1
 
     def give_back(self, channel: grpc.Channel, *, broken: bool) -> None:
         """Ends one use of it; the last one closes it. `broken`: the next one to take gets a new channel."""
         with self._lock:
+            if channel not in self._users:
+                return  # closed with all of them
             self._users[channel] -= 1
             unused = not self._users[channel]
             if unused:
                 del self._users[channel]
             if unused or broken:
-                self._current = {at: one for at, one in self._current.items() if one is not channel}
+                self._current = {at: one for at, one in self._current.items() if one[0] is not channel}
         if unused:
             channel.close()
 
+    def close(self) -> None:
+        """Closes all of them; calls under way end."""
+        with self._lock:
+            channels = list(self._users)
+            self._users.clear()
+            self._current = {}
+        for channel in channels:
+            channel.close()
+
+    def _secured(self, place: Place, stamp: Stamp, purpose: str) -> Secured:
+        """What a channel is to be made with now, and of which files. Files that are no good, such as a certificate that
+        is replaced before its key, leave what was read before them in use."""
+        known = self._good.get(place)
+        if known is not None and known[0] == stamp:
+            return known
+        try:
+            read = channel_credentials(place[1], place[0])
+        except InvalidArgument as error:
+            if known is None:
+                raise
+            if self._complained != stamp:
+                self._complained = stamp
+                _LOG.warning("%s: going on by the certificates of before: %s", purpose, error)
+            return known
+        self._good[place] = (stamp, read)
+        return stamp, read
+
+
+def _opened(
+    address: str, secured: grpc.ChannelCredentials | None, credentials: Credentials | None
+) -> grpc.Channel:
+    """A new channel; it connects at the first call."""
+    if secured is None:
+        channel = grpc.insecure_channel(address, options=_OPTIONS)
+    else:
+        options = [*_OPTIONS]
+        if credentials is not None and credentials.server_name is not None:
+            options.append(("grpc.ssl_target_name_override", credentials.server_name))
+        channel = grpc.secure_channel(address, secured, options=options)
+    forking.keep(channel)
+    return channel
+
+
+def why_not(channel: grpc.Channel, address: str, credentials: Credentials | None) -> str | None:
+    """Why there is no connection, of a channel on which a call was waiting for one; None where there is one."""
+    check = channel.unary_unary("/grpc.health.v1.Health/Check", _as_it_is, _as_it_is)
+    try:
+        check(b"", timeout=_WHY_SECONDS)
+    except grpc.RpcError as error:
+        failure = from_rpc_error(error)
+        if handshake.NOT_CONNECTED in str(failure):
+            return str(told_in_words(failure, address, credentials))
+    except ValueError:
+        pass  # closed meanwhile
+    return None
+
+
+def _as_it_is(message: bytes) -> bytes:
+    return message
+
 
 @contextmanager
-def errors_of(address: str, purpose: str, timeout: float) -> Iterator[None]:
+def errors_of(
+    address: str, purpose: str, timeout: float, credentials: Credentials | None = None
+) -> Iterator[None]:
     """Turns a failed call into the error that it stands for. `purpose` is what was asked for, in words."""
     try:
         yield
     except grpc.RpcError as error:
         # Chained, it would print the same words twice more.
-        raise explained(from_rpc_error(error), address, purpose, timeout) from None
+        failure = told_in_words(from_rpc_error(error), address, credentials)
+        raise explained(failure, address, purpose, timeout) from None
     except ValueError as error:
         # grpcio's answer to a call on a channel that was closed.
         if "closed channel" not in str(error).lower():
@@ -151,9 +240,17 @@ def errors_of(address: str, purpose: str, timeout: float) -> Iterator[None]:
         raise Unavailable(f"{purpose}: the client of {address} was closed") from error
 
 
+def told_in_words(error: SteelyardError, address: str, credentials: Credentials | None) -> SteelyardError:
+    """The same, or HandshakeFailed where gRPC's words are those of a handshake that failed."""
+    words = handshake.explained(str(error), credentials, address) if error.code == "UNAVAILABLE" else None
+    return error if words is None else HandshakeFailed(words)
+
+
 def explained(error: SteelyardError, address: str, purpose: str, timeout: float) -> SteelyardError:
     """The same error with the server and the purpose, where the server's own words cannot give them."""
-    if isinstance(error, DeadlineExceeded):
+    if isinstance(error, HandshakeFailed):
+        text = f"{purpose}: {error}"
+    elif isinstance(error, DeadlineExceeded):
         text = (
             f"{purpose}: no answer from {address} within {timeout:g} s; the server is not there, cannot be reached or "
             f"is overloaded ({error})"
@@ -169,4 +266,6 @@ def explained(error: SteelyardError, address: str, purpose: str, timeout: float)
         text = f"{purpose}: {address} answered {error.code}: {error}"
     else:
         return error
-    return type(error)(text, code=error.code)
+    whole = type(error)(text, code=error.code)
+    whole.retry_after = error.retry_after
+    return whole

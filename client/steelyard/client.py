@@ -12,6 +12,7 @@ import numpy.typing as npt
 from steelyard import wire
 from steelyard.arguments import float_array, id_array, pack_ids, seconds, whole
 from steelyard.channel import check_address
+from steelyard.credentials import Credentials, resolve
 from steelyard.errors import InvalidArgument
 from steelyard.info import DatasetInfo, RunInfo, Staleness, check_mix, dataset_info, run_info
 from steelyard.missing import warn_of_all
@@ -27,32 +28,42 @@ _SHUFFLE: Mapping[str, Any] = {"method": "shuffle"}
 _NO_MIX: Mapping[str, Any] = {"method": "none"}
 
 
-def connect(address: str, *, timeout: float = 30.0) -> Client:
+def connect(address: str, *, credentials: Credentials | None = None, timeout: float = 30.0) -> Client:
     """A client of the server at HOST:PORT or unix:PATH. Nothing is sent before the first call.
 
-    `timeout` is how long a call may take, in seconds; it includes waiting for a server that is not there yet.
+    `credentials`: TLS and a token (steelyard.Credentials). What is not given is taken from the environment:
+    STEELYARD_CA, STEELYARD_CERT, STEELYARD_KEY, STEELYARD_TOKEN_FILE, STEELYARD_SERVER_NAME. Without any of them the
+    connection is plaintext. `timeout` is how long a call may take, in seconds; it includes waiting for a server that is
+    not there yet.
     """
-    return Client(address, timeout=timeout)
+    return Client(check_address(address), credentials=resolve(credentials, address), timeout=timeout)
 
 
 class Client:
     """Datasets and runs of one server.
 
-    Picklable: the address and the timeout travel, the connection does not. Safe to use from many threads. In a
-    process forked from one that has used gRPC every call raises FailedPrecondition at once, because gRPC would
-    sometimes hang there; spawn and forkserver children are free.
+    Picklable: the address, the timeout and the credentials travel, the connection does not. Safe to use from many
+    threads. In a process forked from one that has used gRPC every call raises FailedPrecondition at once, because gRPC
+    would sometimes hang there; spawn and forkserver children are free.
 
     Errors of every call: those of steelyard.errors; Unavailable and DeadlineExceeded name the server and what was
     asked of it. Calls that may be repeated are, for a second or two, while the server says UNAVAILABLE.
     """
 
-    def __init__(self, address: str, *, timeout: float = 30.0) -> None:
-        self._transport = Transport(check_address(address), seconds("timeout", timeout))
+    def __init__(
+        self, address: str, *, credentials: Credentials | None = None, timeout: float = 30.0
+    ) -> None:
+        checked = None if credentials is None else credentials.checked(address)
+        self._transport = Transport(check_address(address), seconds("timeout", timeout), checked)
         self._on_close: Callable[[], None] | None = None  # set by what owns this client's server
 
     @property
     def address(self) -> str:
         return self._transport.address
+
+    @property
+    def credentials(self) -> Credentials | None:
+        return self._transport.credentials
 
     @property
     def timeout(self) -> float:
@@ -62,8 +73,8 @@ class Client:
     def __repr__(self) -> str:
         return f"steelyard.Client({self.address!r})"
 
-    def __reduce__(self) -> tuple[Callable[[str, float], Client], tuple[str, float]]:
-        return _unpickled, (self.address, self.timeout)
+    def __reduce__(self) -> tuple[Callable[..., Client], tuple[str, float, Credentials | None]]:
+        return _unpickled, (self.address, self.timeout, self.credentials)
 
     # -- datasets --------------------------------------------------------------------------------------------------
 
@@ -79,7 +90,7 @@ class Client:
             name=name, size=whole("size", size), fingerprint=fingerprint, exist_ok=exist_ok
         )
         answer = self._transport.call(
-            self._transport.datasets.CreateDataset, request, f"creating dataset {name!r}"
+            lambda to: to.datasets.CreateDataset, request, f"creating dataset {name!r}"
         )
         return dataset_info(answer.dataset)
 
@@ -88,21 +99,21 @@ class Client:
         request = datasets_pb2.GetDatasetRequest(name=name)
         return dataset_info(
             self._transport.call(
-                self._transport.datasets.GetDataset, request, f"asking for dataset {name!r}"
+                lambda to: to.datasets.GetDataset, request, f"asking for dataset {name!r}"
             ).dataset
         )
 
     def list_datasets(self) -> list[DatasetInfo]:
         """All datasets, sorted by name."""
         answer = self._transport.call(
-            self._transport.datasets.ListDatasets, datasets_pb2.ListDatasetsRequest(), "listing the datasets"
+            lambda to: to.datasets.ListDatasets, datasets_pb2.ListDatasetsRequest(), "listing the datasets"
         )
         return [dataset_info(one) for one in answer.datasets]
 
     def delete_dataset(self, name: str) -> None:
         """Deletes a dataset that no run uses. FailedPrecondition while one does; NotFound."""
         request = datasets_pb2.DeleteDatasetRequest(name=name)
-        self._transport.call(self._transport.datasets.DeleteDataset, request, f"deleting dataset {name!r}")
+        self._transport.call(lambda to: to.datasets.DeleteDataset, request, f"deleting dataset {name!r}")
 
     def append_examples(self, name: str, count: int, expected_size: int | None = None) -> DatasetInfo:
         """Appends `count` examples; the first draw of every run after this returns may draw them.
@@ -122,7 +133,7 @@ class Client:
             name=name, count=whole("count", count), expected_size=whole("expected_size", expected_size)
         )
         answer = self._transport.call(
-            self._transport.datasets.AppendExamples, request, f"appending to dataset {name!r}"
+            lambda to: to.datasets.AppendExamples, request, f"appending to dataset {name!r}"
         )
         return dataset_info(answer.dataset)
 
@@ -138,7 +149,7 @@ class Client:
         for first in range(0, max(len(values), 1), _CHUNK):
             request = datasets_pb2.RetireIdsRequest(name=name, ids=pack_ids(values[first : first + _CHUNK]))
             info = self._transport.call(
-                self._transport.datasets.RetireIds, request, f"retiring ids of dataset {name!r}"
+                lambda to: to.datasets.RetireIds, request, f"retiring ids of dataset {name!r}"
             ).dataset
         assert info is not None
         return dataset_info(info)
@@ -176,7 +187,7 @@ class Client:
             else:
                 request.ids.CopyFrom(pack_ids(numbers[part]))
             purpose = f"setting column {column!r} of dataset {name!r}"
-            info = self._transport.call(self._transport.datasets.SetColumn, request, purpose).dataset
+            info = self._transport.call(lambda to: to.datasets.SetColumn, request, purpose).dataset
         assert info is not None
         return dataset_info(info)
 
@@ -235,7 +246,7 @@ class Client:
             retain_steps=whole("retain_steps", retain_steps, at_least=1),
         )
         request = runs_pb2.CreateRunRequest(spec=spec, exist_ok=exist_ok)
-        answer = self._transport.call(self._transport.runs.CreateRun, request, f"creating run {name!r}")
+        answer = self._transport.call(lambda to: to.runs.CreateRun, request, f"creating run {name!r}")
         check_mix(mix, answer.run, f"creating run {name!r}")
         warn_of_all(name, answer.run.missing_inputs)
         return Run(self, name)
@@ -249,14 +260,14 @@ class Client:
     def list_runs(self) -> list[RunInfo]:
         """All runs, sorted by name."""
         answer = self._transport.call(
-            self._transport.runs.ListRuns, runs_pb2.ListRunsRequest(), "listing the runs"
+            lambda to: to.runs.ListRuns, runs_pb2.ListRunsRequest(), "listing the runs"
         )
         return [run_info(one) for one in answer.runs]
 
     def delete_run(self, name: str) -> None:
         """Deletes a run, its history and its journal. Its sessions end with NotFound. NotFound."""
         self._transport.call(
-            self._transport.runs.DeleteRun, runs_pb2.DeleteRunRequest(name=name), f"deleting run {name!r}"
+            lambda to: to.runs.DeleteRun, runs_pb2.DeleteRunRequest(name=name), f"deleting run {name!r}"
         )
 
     # -- the connection --------------------------------------------------------------------------------------------
@@ -277,8 +288,8 @@ class Client:
         self.close()
 
 
-def _unpickled(address: str, timeout: float) -> Client:
-    return Client(address, timeout=timeout)
+def _unpickled(address: str, timeout: float, credentials: Credentials | None = None) -> Client:
+    return Client(address, credentials=credentials, timeout=timeout)
 
 
 def _staleness(value: Staleness) -> runs_pb2.Staleness:

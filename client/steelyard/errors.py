@@ -11,9 +11,13 @@
     │   └── ForkedSession               a session is used in another process than the one that opened it
     ├── ReportRefused                   the run refused a report and is as it was; `code` says why
     ├── Aborted                         a newer attempt began or the run was rewound: this trainer must stop
+    ├── Unauthenticated                 the server does not know who asks: no token or certificate, or a bad one
+    ├── PermissionDenied                it knows, and this is not allowed
     ├── Unavailable                     the server cannot be reached, drains or cannot write: try again later
+    │   └── HandshakeFailed             there is no TLS with it: a certificate was refused, here or there
     ├── DeadlineExceeded (TimeoutError) a wait took longer than it was allowed to
     ├── ResourceExhausted               a message over the size limit, or no room left
+    ├── Unimplemented                   the server is of before there was what was asked for
     ├── DataLoss                        a stored record fails its checksum; the message gives its place
     └── Internal                        a bug in the server, not an expected error
 
@@ -38,6 +42,8 @@ class SteelyardError(Exception):
     def __init__(self, message: str = "", *, code: str | None = None) -> None:
         super().__init__(message)
         self.code: str | None = self.default_code if code is None else code
+        self.retry_after: float | None = None
+        """Seconds after which the same may be asked again, where the server refused it before it did anything."""
 
 
 class InvalidArgument(SteelyardError, ValueError):
@@ -102,6 +108,28 @@ class Unavailable(SteelyardError):
     default_code = "UNAVAILABLE"
 
 
+class HandshakeFailed(Unavailable):
+    """There is no TLS with the server. The message says whose certificate was refused by whom, and why."""
+
+
+class Unauthenticated(SteelyardError):
+    """The server does not know who asks: no token or certificate came, or one that it does not take."""
+
+    default_code = "UNAUTHENTICATED"
+
+
+class PermissionDenied(SteelyardError):
+    """The server knows who asks, and does not allow them this."""
+
+    default_code = "PERMISSION_DENIED"
+
+
+class Unimplemented(SteelyardError):
+    """The server is of before there was what was asked for."""
+
+    default_code = "UNIMPLEMENTED"
+
+
 class DeadlineExceeded(SteelyardError, TimeoutError):
     """A wait took longer than it was allowed to. The message says what was waited for."""
 
@@ -154,6 +182,9 @@ _CLASSES: dict[str, type[SteelyardError]] = {
     "FAILED_PRECONDITION": FailedPrecondition,
     "ABORTED": Aborted,
     "UNAVAILABLE": Unavailable,
+    "UNAUTHENTICATED": Unauthenticated,
+    "PERMISSION_DENIED": PermissionDenied,
+    "UNIMPLEMENTED": Unimplemented,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "RESOURCE_EXHAUSTED": ResourceExhausted,
     "DATA_LOSS": DataLoss,
@@ -173,6 +204,14 @@ def from_code(code: int, message: str) -> SteelyardError:
     return _CLASSES.get(name, SteelyardError)(message, code=name)
 
 
+# Of these the server's own words may not be enough: who runs it finds the rest in its log by the request's id.
+_LOGGED = frozenset(
+    {"INTERNAL", "UNKNOWN", "UNAVAILABLE", "UNAUTHENTICATED", "PERMISSION_DENIED", "DATA_LOSS"}
+)
+# gRPC's own refusal of a call that is one too many.
+_TOO_MANY = "Concurrent RPC limit exceeded"
+
+
 def from_rpc_error(error: grpc.RpcError) -> SteelyardError:
     """The error that a failed call stands for, with the server's message."""
     # Errors of the in-process kind (a closed channel) may carry neither status nor details.
@@ -180,4 +219,20 @@ def from_rpc_error(error: grpc.RpcError) -> SteelyardError:
     if status is None:
         return SteelyardError(str(error))
     details = getattr(error, "details", lambda: None)()
-    return from_code(status.value[0], details or f"the call failed with {status.name} and no explanation")
+    text = details or f"the call failed with {status.name} and no explanation"
+    trailers = dict(getattr(error, "trailing_metadata", lambda: None)() or ())
+    request = trailers.get("x-request-id")
+    if request and status.name in _LOGGED:
+        text = f"{text} (request {request})"
+    failure = from_code(status.value[0], text)
+    failure.retry_after = _retry_after(status.name, text, trailers)
+    return failure
+
+
+def _retry_after(status: str, text: str, trailers: dict[str, str | bytes]) -> float | None:
+    if status != "RESOURCE_EXHAUSTED":
+        return None
+    told = str(trailers.get("grpc-retry-pushback-ms", ""))
+    if told.isdecimal():
+        return int(told) / 1000
+    return 0.1 if _TOO_MANY in text else None

@@ -7,6 +7,7 @@ A run is the fold of its events: the batches of another run that was given the s
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -16,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from steelyard import forking, wire
-from steelyard.channel import errors_of, explained
-from steelyard.errors import DataLoss, DeadlineExceeded, Internal, SteelyardError, from_rpc_error
+from steelyard.calling import metadata
+from steelyard.channel import errors_of, explained, told_in_words
+from steelyard.errors import Aborted, DataLoss, DeadlineExceeded, Internal, Unavailable, from_rpc_error
 from steelyard.info import Staleness, mix_of, staleness_of
 from steelyard.structs import from_struct
+from steelyard.transport import Transport
 from steelyard.v1 import arrays_pb2, runs_pb2
 from steelyard.v1 import events_pb2 as pb
 
@@ -200,19 +203,75 @@ __all__ = [
 # ---- reading a stream of them ----
 
 
-def read(
-    method: grpc.UnaryStreamMultiCallable[pb.StreamEventsRequest, pb.StreamEventsResponse],
-    request: pb.StreamEventsRequest,
-    *,
-    address: str,
-    purpose: str,
-    timeout: float,
-) -> Iterator[Event]:
-    """The events of one call; closing the iterator cancels it. DeadlineExceeded where a message takes longer than
-    `timeout` seconds; else the errors of the call, each with what was asked for."""
+_ATTEMPTS = 5
+"""Of going on, as long as none brings an event."""
+
+
+def read(transport: Transport, request: pb.StreamEventsRequest, purpose: str) -> Iterator[Event]:
+    """The events of one request; closing the iterator cancels its call. A connection that ends in the middle is made
+    again, and the reading goes on behind the last event that came.
+
+    DeadlineExceeded where a message takes longer than the transport's timeout; Aborted where the run went back before
+    the reading could go on; else the errors of the call, each with what was asked for.
+    """
+    place = _Place(request)
+    attempts = 0
+    broke: Unavailable | None = None
+    while True:
+        before = place.record
+        try:
+            for event in _events(transport, place.request(), purpose):
+                if place.goes_on_with(event, purpose):
+                    yield event
+            return
+        except Unavailable as error:
+            attempts = attempts + 1 if place.record == before else 1
+            if before == place.record == -1 or attempts > _ATTEMPTS:
+                raise
+            broke = error
+        except DeadlineExceeded as error:
+            if broke is None or place.record != before:
+                raise
+            raise Unavailable(f"{broke}; it was tried again: {error}") from None
+        time.sleep(min(0.1 * 2**attempts, 2.0))
+
+
+class _Place:
+    """How far a reading has come: what it asks for next, and what of the answer it has had already."""
+
+    def __init__(self, request: pb.StreamEventsRequest) -> None:
+        self._request = request
+        self.record = -1
+        self._drawn: BatchDrawn | None = None
+
+    def request(self) -> pb.StreamEventsRequest:
+        """From the last draw that came: no request names a record."""
+        request = pb.StreamEventsRequest()
+        request.CopyFrom(self._request)
+        if self._drawn is not None:
+            request.from_step = self._drawn.step
+        return request
+
+    def goes_on_with(self, event: Event, purpose: str) -> bool:
+        """Whether the event is new. Aborted where what came before is not what was read."""
+        if event.record > self.record:
+            self.record = event.record
+            if isinstance(event, BatchDrawn):
+                self._drawn = event
+            return True
+        drawn = self._drawn
+        if drawn is not None and event.record == drawn.record:
+            same = isinstance(event, BatchDrawn) and (event.step, event.digest) == (drawn.step, drawn.digest)
+            if not same:
+                raise Aborted(f"{purpose}: the run went back while it was read; ask again")
+        return False
+
+
+def _events(transport: Transport, request: pb.StreamEventsRequest, purpose: str) -> Iterator[Event]:
+    """Those of one call: messages put together."""
     parts: list[Event] = []
     try:
-        for message in _messages(method, request, address, purpose, timeout):
+        for message in _messages(transport, request, purpose):
             event = _unpack(message, purpose)
             if parts and parts[0].record != event.record:
                 yield _joined(parts)
@@ -227,24 +286,19 @@ def read(
         yield _joined(parts)
 
 
-def _messages(
-    method: grpc.UnaryStreamMultiCallable[pb.StreamEventsRequest, pb.StreamEventsResponse],
-    request: pb.StreamEventsRequest,
-    address: str,
-    purpose: str,
-    timeout: float,
-) -> Iterator[pb.Event]:
-    with errors_of(address, purpose, timeout):
-        call = method(request, wait_for_ready=True)
-    forking.keep(call)
-    try:
-        while (response := _next(call, address, purpose, timeout)) is not None:
-            yield from response.events
-    finally:
-        call.cancel()
+def _messages(transport: Transport, request: pb.StreamEventsRequest, purpose: str) -> Iterator[pb.Event]:
+    with transport.stubs(purpose) as stubs:
+        with errors_of(transport.address, purpose, transport.timeout, transport.credentials):
+            call = stubs.events.StreamEvents(request, wait_for_ready=True, metadata=metadata())
+        forking.keep(call)
+        try:
+            while (response := _next(call, transport, purpose)) is not None:
+                yield from response.events
+        finally:
+            call.cancel()
 
 
-def _next(call: Any, address: str, purpose: str, timeout: float) -> pb.StreamEventsResponse | None:
+def _next(call: Any, transport: Transport, purpose: str) -> pb.StreamEventsResponse | None:
     """The next message of a call, None at its end. gRPC knows a deadline for a call, and none for a message."""
     late = threading.Event()
 
@@ -252,16 +306,16 @@ def _next(call: Any, address: str, purpose: str, timeout: float) -> pb.StreamEve
         late.set()
         call.cancel()
 
-    timer = threading.Timer(timeout, give_up)
+    timer = threading.Timer(transport.timeout, give_up)
     timer.daemon = True
     timer.start()
     try:
         response: pb.StreamEventsResponse | None = next(call, None)
     except grpc.RpcError as error:
-        failure: SteelyardError = from_rpc_error(error)
+        failure = told_in_words(from_rpc_error(error), transport.address, transport.credentials)
         if late.is_set():
             failure = DeadlineExceeded("no message came")
-        raise explained(failure, address, purpose, timeout) from None
+        raise explained(failure, transport.address, purpose, transport.timeout) from None
     finally:
         timer.cancel()
     return response

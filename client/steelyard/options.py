@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from steelyard.arguments import flag, seconds, whole
 from steelyard.attempt import resolve
+from steelyard.credentials import Credentials
 from steelyard.info import Staleness
 
 # Batches held ahead at most where the caller does not say.
@@ -28,6 +29,7 @@ class SessionOptions:
     timeout: float = 300.0
     reconnect_timeout: float = 600.0
     fingerprint: str = ""
+    credentials: Credentials | None = None
 
     @property
     def name(self) -> str:
@@ -53,6 +55,7 @@ class SessionOptions:
             timeout=seconds("timeout", self.timeout),
             reconnect_timeout=seconds("reconnect_timeout", self.reconnect_timeout),
             fingerprint=self.fingerprint,
+            credentials=self.credentials,
         )
 
 

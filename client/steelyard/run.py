@@ -63,14 +63,14 @@ class Run:
         """How the run was made, and where it stands."""
         request = runs_pb2.GetRunRequest(name=self._name)
         return run_info(
-            self._transport.call(self._transport.runs.GetRun, request, self._purpose("asking for")).run
+            self._transport.call(lambda to: to.runs.GetRun, request, self._purpose("asking for")).run
         )
 
     def stats(self) -> Stats:
         """What the run has done since it was created, as of its last event."""
         request = runs_pb2.GetStatsRequest(name=self._name)
         answer = self._transport.call(
-            self._transport.runs.GetStats, request, self._purpose("asking for stats of")
+            lambda to: to.runs.GetStats, request, self._purpose("asking for stats of")
         )
         return stats(answer, self.info().staleness)
 
@@ -85,7 +85,7 @@ class Run:
         for first in range(0, len(values), count):
             request = runs_pb2.GetHistoryRequest(name=self._name, ids=pack_ids(values[first : first + count]))
             purpose = self._purpose("asking for the history of")
-            found += _histories(self._transport.call(self._transport.runs.GetHistory, request, purpose))
+            found += _histories(self._transport.call(lambda to: to.runs.GetHistory, request, purpose))
         return found
 
     def column(self, name: str, ids: npt.ArrayLike | None = None) -> npt.NDArray[np.float32]:
@@ -116,7 +116,7 @@ class Run:
         """
         request = runs_pb2.GetBatchRequest(name=self._name, step=whole("step", step))
         answer = self._transport.call(
-            self._transport.runs.GetBatch, request, self._purpose(f"asking for batch {step} of")
+            lambda to: to.runs.GetBatch, request, self._purpose(f"asking for batch {step} of")
         )
         try:
             ids = wire.unpack_ids(answer.ids)
@@ -153,19 +153,15 @@ class Run:
             request.to_step = whole("to_step", to_step)
         if from_step is not None and to_step is not None and from_step > to_step:
             raise InvalidArgument(f"from_step: expected at most to_step, {to_step}; got {from_step}")
-        return read(
-            self._transport.events.StreamEvents,
-            request,
-            address=self._client.address,
-            purpose=self._purpose("reading the events of"),
-            timeout=self._transport.timeout,
-        )
+        if not self._transport.proven:
+            self.info()  # a call that tells why there is no connection, where there is none
+        return read(self._transport, request, self._purpose("reading the events of"))
 
     def retention(self) -> Retention:
         """What is kept of the run's past, what for, and what it costs."""
         request = runs_pb2.GetRetentionRequest(name=self._name)
         purpose = self._purpose("asking what is retained of")
-        return retention(self._transport.call(self._transport.runs.GetRetention, request, purpose))
+        return retention(self._transport.call(lambda to: to.runs.GetRetention, request, purpose))
 
     # -- telling ---------------------------------------------------------------------------------------------------
 
@@ -211,9 +207,7 @@ class Run:
         FailedPrecondition: the step is not drawn yet.
         """
         request = runs_pb2.CloseStepRequest(name=self._name, step=whole("step", step))
-        self._transport.call(
-            self._transport.runs.CloseStep, request, self._purpose(f"closing step {step} of")
-        )
+        self._transport.call(lambda to: to.runs.CloseStep, request, self._purpose(f"closing step {step} of"))
 
     # -- moving ----------------------------------------------------------------------------------------------------
 
@@ -227,13 +221,13 @@ class Run:
         if step is not None:
             request.step = whole("step", step)
         purpose = self._purpose(f"making bookmark {name!r} in")
-        return int(self._transport.call(self._transport.runs.CreateBookmark, request, purpose).bookmark.step)
+        return int(self._transport.call(lambda to: to.runs.CreateBookmark, request, purpose).bookmark.step)
 
     def delete_bookmark(self, name: str) -> None:
         """Takes a bookmark away, if it is there."""
         request = runs_pb2.DeleteBookmarkRequest(name=self._name, bookmark=name)
         purpose = self._purpose(f"deleting bookmark {name!r} of")
-        self._transport.call(self._transport.runs.DeleteBookmark, request, purpose)
+        self._transport.call(lambda to: to.runs.DeleteBookmark, request, purpose)
 
     def rewind(self, to: int | str) -> RunInfo:
         """Takes the run back to a step or a bookmark: what was drawn or reported from there on is undone, and the
@@ -248,7 +242,7 @@ class Run:
         else:
             request.step = whole("step", to)
         purpose = self._purpose(f"rewinding to {to!r}")
-        return run_info(self._transport.call(self._transport.runs.Rewind, request, purpose).run)
+        return run_info(self._transport.call(lambda to: to.runs.Rewind, request, purpose).run)
 
     def fork(
         self,
@@ -270,7 +264,7 @@ class Run:
         else:
             request.step = self.info().closed_steps if step is None else whole("step", step)
         purpose = self._purpose(f"forking {new_name!r} from")
-        answer = self._transport.call(self._transport.runs.Fork, request, purpose)
+        answer = self._transport.call(lambda to: to.runs.Fork, request, purpose)
         check_mix(mix, answer.run, purpose)
         warn_of_all(new_name, answer.run.missing_inputs)
         return Run(self._client, new_name)
@@ -288,7 +282,7 @@ class Run:
         """
         request = runs_pb2.ChangePolicyRequest(name=self._name, policy=_policy(draw, weigh, mix))
         purpose = self._purpose("changing the policy of")
-        answer = self._transport.call(self._transport.runs.ChangePolicy, request, purpose)
+        answer = self._transport.call(lambda to: to.runs.ChangePolicy, request, purpose)
         check_mix(mix, answer.run, purpose)
         warn_of_all(self._name, answer.run.missing_inputs)
         return run_info(answer.run)
@@ -329,6 +323,7 @@ class Run:
         """
         options = SessionOptions(
             address=self._client.address,
+            credentials=self._client.credentials,
             run=self._name,
             rank=rank,
             world_size=world_size,
@@ -366,7 +361,7 @@ class Run:
             request.signals.append(arrays_pb2.Signal(name=name, values=wire.pack(values, np.float32)))
         which = "" if len(ids) == total else f"[{first}:{first + len(ids)}] of {total}"
         self._transport.call(
-            self._transport.runs.Observe, request, self._purpose(f"observing signals{which} of")
+            lambda to: to.runs.Observe, request, self._purpose(f"observing signals{which} of")
         )
 
     def _column(self, name: str, ids: npt.NDArray[np.int64] | None) -> npt.NDArray[np.float32]:
@@ -374,7 +369,7 @@ class Run:
         if ids is not None:
             request.ids.CopyFrom(pack_ids(ids))
         purpose = self._purpose(f"asking for column {name!r} of")
-        answer = self._transport.call(self._transport.runs.GetColumn, request, purpose)
+        answer = self._transport.call(lambda to: to.runs.GetColumn, request, purpose)
         try:
             return wire.unpack(
                 answer.values, np.float32, count=None if ids is None else len(ids), name=name

@@ -57,6 +57,7 @@ class Session:
             self._options.address,
             self._member,
             purpose=f"joining {self._options.name}",
+            credentials=self._options.credentials,
             reconnect_timeout=self._options.reconnect_timeout,
         )
         _open_sessions.add(self)

@@ -17,8 +17,18 @@ from typing import Protocol
 import grpc
 
 from steelyard import forking
-from steelyard.channel import SharedChannels
-from steelyard.errors import Internal, SteelyardError, Unavailable, from_rpc_error
+from steelyard.calling import metadata
+from steelyard.channel import SharedChannels, told_in_words
+from steelyard.credentials import Credentials
+from steelyard.errors import (
+    HandshakeFailed,
+    Internal,
+    InvalidArgument,
+    SteelyardError,
+    Unauthenticated,
+    Unavailable,
+    from_rpc_error,
+)
 from steelyard.messages import Outgoing, ReportParts, request_of
 from steelyard.v1 import trainer_pb2, trainer_pb2_grpc
 
@@ -30,6 +40,11 @@ _BROKEN = frozenset({"UNAVAILABLE", "CANCELLED"})
 # A reset connection or a bug of the server: tried again a few times, as long as it gets nowhere.
 _DOUBTFUL = frozenset({"INTERNAL", "UNKNOWN"})
 _DOUBTFUL_TRIES = 3
+# Handshakes that fail in a row before there was any connection: then it is no moment between two certificates.
+_HANDSHAKES = 2
+# A trainer that was let in before may meet the moment before its token or its certificate files are renewed.
+_RENEWED = (Unauthenticated, InvalidArgument)
+_RENEWED_SECONDS = 60.0
 # What has gathered is sent together up to this size, well below any limit of a server; a larger message goes alone.
 _REQUEST_BYTES = 1 << 20
 # Our own, so that a program that seeds or watches the module's generator does not meet ours.
@@ -60,8 +75,17 @@ class Owner(Protocol):
 class Stream:
     """Starts with start(), ends by itself or with stop(). send() and stop() may be called from any thread."""
 
-    def __init__(self, address: str, owner: Owner, *, purpose: str, reconnect_timeout: float) -> None:
+    def __init__(
+        self,
+        address: str,
+        owner: Owner,
+        *,
+        purpose: str,
+        reconnect_timeout: float,
+        credentials: Credentials | None = None,
+    ) -> None:
         self._address = address
+        self._credentials = credentials
         self._owner = owner
         self._purpose = purpose
         self._reconnect_timeout = reconnect_timeout
@@ -72,6 +96,7 @@ class Stream:
         self._call: grpc.Call | None = None
         self._answered = False  # whether the present connection brought anything
         self._progress = False  # whether it brought more than the answer to the join
+        self._served = False  # whether any connection brought an answer
         self._thread = threading.Thread(target=self._main, name=f"steelyard {purpose}", daemon=True)
 
     def start(self) -> None:
@@ -119,7 +144,7 @@ class Stream:
 
     def _serve(self) -> SteelyardError | None:
         """Connects until the stream is over, and returns how it ended. Raises what the owner raised."""
-        delay, doubtful = _FIRST_DELAY, 0
+        delay, doubtful, strange = _FIRST_DELAY, 0, 0
         down_since = time.monotonic()
         while True:
             error = self._connect_once()
@@ -129,17 +154,23 @@ class Stream:
                 down_since = time.monotonic()
             if self._progress:
                 delay, doubtful = _FIRST_DELAY, 0
+            down = time.monotonic() - down_since
             doubtful += error.code in _DOUBTFUL
-            again = error.code in _BROKEN or (error.code in _DOUBTFUL and doubtful <= _DOUBTFUL_TRIES)
+            strange = strange + 1 if isinstance(error, HandshakeFailed) else 0
+            again = (
+                (error.code in _BROKEN and (self._served or strange < _HANDSHAKES))
+                or (error.code in _DOUBTFUL and doubtful <= _DOUBTFUL_TRIES)
+                or error.retry_after is not None
+                or (self._served and isinstance(error, _RENEWED) and down < _RENEWED_SECONDS)
+            )
             if not again and not self._owner.may_pass(error):
                 return error
-            down = time.monotonic() - down_since
             if again and down > self._reconnect_timeout:
                 return Unavailable(
                     f"{self._purpose}: gave up after {down:.0f} s of trying to reach it; last error: {error}"
                 )
             self._owner.broke(error)
-            if self._stop.wait(delay * _JITTER.uniform(0.5, 1.0)):
+            if self._stop.wait(max(delay * _JITTER.uniform(0.5, 1.0), error.retry_after or 0.0)):
                 return None
             delay = min(2 * delay, _LAST_DELAY)
 
@@ -148,11 +179,14 @@ class Stream:
         self._answered = self._progress = False
         outbox: queue.SimpleQueue[Outgoing | None] = queue.SimpleQueue()
         outbox.put(self._owner.joining())
-        channel = _CHANNELS.take(self._address, self._purpose)
+        try:
+            channel = _CHANNELS.take(self._address, self._purpose, self._credentials)
+        except InvalidArgument as error:  # credentials: files that cannot be read, or are no good
+            return error
         call: grpc.Call | None = None
         broken = False
         try:
-            call = trainer_pb2_grpc.TrainerServiceStub(channel).Train(_drain(outbox))
+            call = trainer_pb2_grpc.TrainerServiceStub(channel).Train(_drain(outbox), metadata=metadata())
             forking.keep(call)
             with self._lock:
                 self._call = call
@@ -160,13 +194,13 @@ class Stream:
             if self._stop.is_set():
                 call.cancel()
             for response in call:
-                self._answered = True
+                self._answered = self._served = True
                 for message in response.messages:
                     self._progress = self._progress or message.WhichOneof("message") != "joined"
                     self._owner.received(message)
             return Unavailable("the server ended the stream")
         except grpc.RpcError as error:
-            failure = from_rpc_error(error)
+            failure = told_in_words(from_rpc_error(error), self._address, self._credentials)
             broken = failure.code in _BROKEN | _DOUBTFUL and not self._stop.is_set()
             return failure
         finally:

@@ -2,55 +2,103 @@
 
 from __future__ import annotations
 
+import random
 import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from steelyard import forking
-from steelyard.channel import errors_of, open_channel
-from steelyard.errors import Unavailable
+from steelyard.calling import metadata
+from steelyard.channel import SharedChannels, errors_of, why_not
+from steelyard.credentials import Credentials
+from steelyard.errors import (
+    DeadlineExceeded,
+    HandshakeFailed,
+    ResourceExhausted,
+    SteelyardError,
+    Unavailable,
+)
+from steelyard.handshake import NOT_CONNECTED
 from steelyard.v1 import datasets_pb2_grpc, events_pb2_grpc, runs_pb2_grpc
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
 
-Stubs = tuple[
-    datasets_pb2_grpc.DatasetServiceStub, runs_pb2_grpc.RunServiceStub, events_pb2_grpc.EventServiceStub
-]
+_HANDSHAKES = 2
+"""Failed ones in a row, of a channel that never worked, after which a call gives up: one may meet files that are just
+being replaced."""
+_FIRST_PAUSE, _LAST_PAUSE = 0.1, 2.0
+# Our own, so that a program that seeds or watches the module's generator does not meet ours.
+_JITTER = random.Random()  # noqa: S311 -- jitter keeps no secret
+
+
+@dataclass(frozen=True, slots=True)
+class Stubs:
+    """The services of one server, over one channel."""
+
+    channel: grpc.Channel
+    datasets: datasets_pb2_grpc.DatasetServiceStub
+    runs: runs_pb2_grpc.RunServiceStub
+    events: events_pb2_grpc.EventServiceStub
 
 
 class Transport:
-    """The stubs of one server, opened when they are first asked for. Safe to use from many threads."""
+    """The stubs of one server, opened when they are first asked for, and anew where the certificate files have changed.
+    Safe to use from many threads."""
 
-    def __init__(self, address: str, timeout: float) -> None:
+    def __init__(self, address: str, timeout: float, credentials: Credentials | None = None) -> None:
         self.address = address
         self.timeout = timeout
+        self.credentials = credentials
+        self._secure = credentials is not None and credentials.secure
+        self._channels = SharedChannels()
         self._lock = threading.Lock()
         self._closed = False
-        self._channel: grpc.Channel | None = None
-        self._stubs: Stubs | None = None
-
-    @property
-    def datasets(self) -> datasets_pb2_grpc.DatasetServiceStub:
-        return self._open()[0]
-
-    @property
-    def runs(self) -> runs_pb2_grpc.RunServiceStub:
-        return self._open()[1]
-
-    @property
-    def events(self) -> events_pb2_grpc.EventServiceStub:
-        return self._open()[2]
+        self._stubs: Stubs | None = None  # whose channel is held, so that it outlives each call
+        self._proven: grpc.Channel | None = None  # has brought an answer
 
     def call(
-        self, method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT], request: RequestT, purpose: str
+        self,
+        method: Callable[[Stubs], grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]],
+        request: RequestT,
+        purpose: str,
     ) -> ResponseT:
-        """Makes one call. `purpose` says in words what was asked for; an error repeats it."""
-        with errors_of(self.address, purpose, self.timeout):
-            # A server that is being started, or started again, is waited for within the deadline.
-            return method(request, timeout=self.timeout, wait_for_ready=True)
+        """Makes one call. `purpose` says in words what was asked for; an error repeats it.
+
+        What never reached the server, or was refused before the server did anything, is asked for again until the
+        client's timeout.
+        """
+        deadline = time.monotonic() + self.timeout
+        pauses, handshakes = _pauses(), 0
+        while True:
+            try:
+                return self._once(method, request, purpose, max(deadline - time.monotonic(), 0.001))
+            except HandshakeFailed:
+                handshakes += 1
+                pause = next(pauses)
+                if handshakes == _HANDSHAKES or time.monotonic() + pause > deadline:
+                    raise
+            except Unavailable as error:
+                if NOT_CONNECTED not in str(error):
+                    raise
+                handshakes, pause = 0, next(pauses)
+                if time.monotonic() + pause > deadline:
+                    raise DeadlineExceeded(
+                        f"{purpose}: no connection with {self.address} within {self.timeout:g} s: {error}"
+                    ) from None
+            except ResourceExhausted as error:
+                if error.retry_after is None:
+                    raise
+                pause = max(error.retry_after, next(pauses))
+                if time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause)
 
     def close(self) -> None:
         # A forked child closes nothing: the channel is its parent's, and the lock may be held for ever.
@@ -58,21 +106,79 @@ class Transport:
             return
         with self._lock:
             self._closed = True
-            channel, self._channel, self._stubs = self._channel, None, None
-        if channel is not None:
-            channel.close()
+            self._stubs = None
+        self._channels.close()
 
-    def _open(self) -> Stubs:
+    @property
+    def proven(self) -> bool:
+        """Whether the server is known to be spoken to as it should: by TLS that works, or by none."""
+        return not self._secure or self._proven is not None
+
+    @contextmanager
+    def stubs(self, purpose: str) -> Iterator[Stubs]:
+        """Stubs that work until the block is left, whatever becomes of the certificate files meanwhile."""
+        stubs = self._open(purpose)
+        try:
+            yield stubs
+        finally:
+            self._channels.give_back(stubs.channel, broken=False)
+
+    def _once(
+        self,
+        method: Callable[[Stubs], grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]],
+        request: RequestT,
+        purpose: str,
+        timeout: float,
+    ) -> ResponseT:
+        with self.stubs(purpose) as stubs:
+            # A server that is being started, or started again, is waited for within the deadline. gRPC would wait for a
+            # handshake that can never succeed, too, and say nothing of it.
+            known = not self._secure or self._proven is stubs.channel
+            try:
+                with errors_of(self.address, purpose, self.timeout, self.credentials):
+                    answer = method(stubs)(
+                        request, timeout=timeout, metadata=metadata(), wait_for_ready=known
+                    )
+            except DeadlineExceeded as error:
+                raise self._with_reason(error, stubs.channel) from None
+            except Unavailable:
+                raise
+            except SteelyardError:
+                self._proven = stubs.channel
+                raise
+            self._proven = stubs.channel
+            return answer
+
+    def _with_reason(self, error: DeadlineExceeded, channel: grpc.Channel) -> DeadlineExceeded:
+        reason = why_not(channel, self.address, self.credentials)
+        return error if reason is None else DeadlineExceeded(f"{error}: {reason}")
+
+    def _open(self, purpose: str) -> Stubs:
         # Before the lock: a forked child may have inherited it held.
         forking.claim(f"a call to {self.address}")
         with self._lock:
             if self._closed:
                 raise Unavailable(f"the client of {self.address} was closed")
-            if self._stubs is None:
-                self._channel = open_channel(self.address, f"a call to {self.address}")
-                self._stubs = (
-                    datasets_pb2_grpc.DatasetServiceStub(self._channel),
-                    runs_pb2_grpc.RunServiceStub(self._channel),
-                    events_pb2_grpc.EventServiceStub(self._channel),
-                )
+            channel = self._channels.take(self.address, f"a call to {self.address}", self.credentials)
+            if self._stubs is None or self._stubs.channel is not channel:
+                before, self._stubs = self._stubs, _stubs_of(channel)
+                self._channels.hold(channel)
+                if before is not None:
+                    self._channels.give_back(before.channel, broken=True)
             return self._stubs
+
+
+def _stubs_of(channel: grpc.Channel) -> Stubs:
+    return Stubs(
+        channel,
+        datasets_pb2_grpc.DatasetServiceStub(channel),
+        runs_pb2_grpc.RunServiceStub(channel),
+        events_pb2_grpc.EventServiceStub(channel),
+    )
+
+
+def _pauses() -> Iterator[float]:
+    pause = _FIRST_PAUSE
+    while True:
+        yield pause * _JITTER.uniform(0.5, 1.0)
+        pause = min(2 * pause, _LAST_PAUSE)

@@ -26,10 +26,10 @@ from pydantic_settings import (
 MIB = 1 << 20
 PREFIX = "STEELYARD_"
 
-# Of this prefix, but not the daemon's: the address that the client verbs ask, and what Kubernetes puts into every
-# pod beside a Service named steelyard.
+# Of this prefix, but not the daemon's: the address that the client verbs ask and by what they are let in, and what
+# Kubernetes puts into every pod beside a Service named steelyard.
 _FOREIGN = re.compile(
-    r"ADDRESS|(.+_)?SERVICE_(HOST|PORT)(_.+)?|(.+_)?PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?"
+    r"ADDRESS|CA|CERT|KEY|TOKEN_FILE|SERVER_NAME|(.+_)?SERVICE_(HOST|PORT)(_.+)?|(.+_)?PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?"
 )
 
 

@@ -1,6 +1,8 @@
 """Events as the client reads them off the wire: parts joined, and what is not understood refused."""
 
+import contextlib
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,16 @@ class Call:
         self.cancelled = True
 
 
+def transport_of(call) -> Any:
+    """A transport to a server of tomorrow, which answers by `call`."""
+
+    @contextlib.contextmanager
+    def stubs(purpose):
+        yield SimpleNamespace(events=SimpleNamespace(StreamEvents=call))
+
+    return SimpleNamespace(stubs=stubs, address="a:1", timeout=5, credentials=None)
+
+
 def read(*messages, size=1):
     """The events of messages that come `size` at a time."""
     groups = [messages[at : at + size] for at in range(0, len(messages), size)]
@@ -42,9 +54,7 @@ def read(*messages, size=1):
     failure = None
     try:
         seen.extend(
-            events.read(
-                call, pb.StreamEventsRequest(), address="a:1", purpose="reading the events of r", timeout=5
-            )
+            events.read(transport_of(call), pb.StreamEventsRequest(name="r"), "reading the events of r")
         )
     except steelyard.SteelyardError as came:
         failure = came

@@ -4,14 +4,18 @@ from typing import Annotated
 
 import typer
 
-import steelyard
 from steelyard_server.cli.options import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT,
     Address,
     AsJson,
+    Ca,
+    Cert,
+    Key,
     RunName,
     Timeout,
+    TokenFile,
+    connected,
     print_json,
     print_table,
 )
@@ -26,11 +30,15 @@ def batch(
         ),
     ],
     address: Address = DEFAULT_ADDRESS,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
     as_json: AsJson = False,
 ) -> None:
     """Print the whole global batch of a step: ids, the probabilities they were drawn with, their weights."""
-    with steelyard.connect(address, timeout=timeout) as client:
+    with connected(address, timeout, ca, cert, key, token_file) as client:
         served = client.run(run).batch(step)
     columns = {
         "id": served.ids.tolist(),

@@ -4,8 +4,17 @@ from typing import Annotated
 
 import typer
 
-import steelyard
-from steelyard_server.cli.options import DEFAULT_ADDRESS, DEFAULT_TIMEOUT, Address, Timeout
+from steelyard_server.cli.options import (
+    DEFAULT_ADDRESS,
+    DEFAULT_TIMEOUT,
+    Address,
+    Ca,
+    Cert,
+    Key,
+    Timeout,
+    TokenFile,
+    connected,
+)
 
 
 def delete(
@@ -18,6 +27,10 @@ def delete(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     address: Address = DEFAULT_ADDRESS,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
 ) -> None:
     """Delete a run with its history and journal, one of its bookmarks, or a dataset. There is no way back."""
@@ -32,7 +45,7 @@ def delete(
     )
     if not yes:
         typer.confirm(f"Delete {what}?", abort=True)
-    with steelyard.connect(address, timeout=timeout) as client:
+    with connected(address, timeout, ca, cert, key, token_file) as client:
         if dataset is not None:
             client.delete_dataset(dataset)
         elif run is not None and bookmark:

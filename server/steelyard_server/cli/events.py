@@ -9,14 +9,18 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-import steelyard
 from steelyard import events as kinds
 from steelyard_server.cli.options import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT,
     Address,
+    Ca,
+    Cert,
+    Key,
     RunName,
     Timeout,
+    TokenFile,
+    connected,
     finite,
 )
 
@@ -45,12 +49,16 @@ def events(
     from_step: FromStep = None,
     to_step: ToStep = None,
     address: Address = DEFAULT_ADDRESS,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
     as_json: AsLines = False,
 ) -> None:
     """Print the events of a run's journal: batches drawn, losses reported, and all else that changed it."""
     form = as_object if as_json else as_line
-    with steelyard.connect(address, timeout=timeout) as client:
+    with connected(address, timeout, ca, cert, key, token_file) as client:
         for event in client.run(run).events(from_step, to_step):
             typer.echo(form(event))
 

@@ -5,15 +5,19 @@ from typing import Annotated, Any
 
 import typer
 
-import steelyard
 from steelyard_server.cli.options import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT,
     Address,
     AtBookmark,
     AtStep,
+    Ca,
+    Cert,
+    Key,
     RunName,
     Timeout,
+    TokenFile,
+    connected,
     step_or_bookmark,
 )
 
@@ -37,6 +41,10 @@ def fork(
     mix: Mix = None,
     weigh: Weigh = None,
     address: Address = DEFAULT_ADDRESS,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
 ) -> None:
     """Begin a new run at a step of another, with its state of that moment, under the same or another policy.
@@ -49,7 +57,7 @@ def fork(
         "mix": _method("--mix", mix),
         "weigh": _method("--weigh", weigh),
     }
-    with steelyard.connect(address, timeout=timeout) as client:
+    with connected(address, timeout, ca, cert, key, token_file) as client:
         next_step = client.run(run).fork(new_run, step=at, **methods).info().next_step
     typer.echo(f"{new_run} begins at step {next_step} of {run}")
 

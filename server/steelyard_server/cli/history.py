@@ -4,14 +4,18 @@ from typing import Annotated
 
 import typer
 
-import steelyard
 from steelyard_server.cli.options import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT,
     Address,
     AsJson,
+    Ca,
+    Cert,
+    Key,
     RunName,
     Timeout,
+    TokenFile,
+    connected,
     print_json,
     print_table,
 )
@@ -23,11 +27,15 @@ def history(
         list[int], typer.Argument(metavar="ID...", min=0, help="Example ids.", show_default=False)
     ],
     address: Address = DEFAULT_ADDRESS,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
     as_json: AsJson = False,
 ) -> None:
     """Print the last losses of examples, oldest first."""
-    with steelyard.connect(address, timeout=timeout) as client:
+    with connected(address, timeout, ca, cert, key, token_file) as client:
         entries = client.run(run).history(ids)
     if as_json:
         print_json({str(example): list(kept) for example, kept in zip(ids, entries, strict=True)})

@@ -3,9 +3,12 @@
 import json
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+import steelyard
 
 Address = Annotated[
     str,
@@ -14,6 +17,35 @@ Address = Annotated[
     ),
 ]
 DEFAULT_ADDRESS = "127.0.0.1:7077"
+
+
+def _file(variable: str, text: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        envvar=variable, metavar="FILE", help=text, show_envvar=True, show_default=False
+    )
+    return option
+
+
+Ca = Annotated[Path | None, _file("STEELYARD_CA", "PEM: the authorities that sign the server's certificate.")]
+Cert = Annotated[Path | None, _file("STEELYARD_CERT", "PEM: the certificate to show the server.")]
+Key = Annotated[Path | None, _file("STEELYARD_KEY", "PEM: the key of --cert.")]
+TokenFile = Annotated[
+    Path | None, _file("STEELYARD_TOKEN_FILE", "A file with the token to show the server, over TLS.")
+]
+
+
+def connected(
+    address: str,
+    timeout: float,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    token_file: Path | None,
+) -> steelyard.Client:
+    """A client by the options that every verb has. Nothing is sent before it is asked for something."""
+    given = steelyard.Credentials(ca=ca, cert=cert, key=key, token_file=token_file)
+    return steelyard.connect(address, credentials=given, timeout=timeout)
+
 
 Timeout = Annotated[
     float,

@@ -2,14 +2,18 @@
 
 import dataclasses
 
-import steelyard
 from steelyard_server.cli.options import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT,
     Address,
     AsJson,
+    Ca,
+    Cert,
+    Key,
     RunName,
     Timeout,
+    TokenFile,
+    connected,
     print_json,
     print_table,
 )
@@ -18,11 +22,15 @@ from steelyard_server.cli.options import (
 def retention(
     run: RunName,
     address: Address = DEFAULT_ADDRESS,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
     as_json: AsJson = False,
 ) -> None:
     """Print which steps can be returned to, the bytes that this takes, and what each bookmark adds to them."""
-    with steelyard.connect(address, timeout=timeout) as client:
+    with connected(address, timeout, ca, cert, key, token_file) as client:
         kept = client.run(run).retention()
     if as_json:
         print_json(dataclasses.asdict(kept))

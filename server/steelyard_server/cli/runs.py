@@ -2,23 +2,33 @@
 
 import dataclasses
 
-import steelyard
 from steelyard_server.cli.options import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT,
     Address,
     AsJson,
+    Ca,
+    Cert,
+    Key,
     Timeout,
+    TokenFile,
+    connected,
     print_json,
     print_table,
 )
 
 
 def runs(
-    address: Address = DEFAULT_ADDRESS, timeout: Timeout = DEFAULT_TIMEOUT, as_json: AsJson = False
+    address: Address = DEFAULT_ADDRESS,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    as_json: AsJson = False,
 ) -> None:
     """List the runs: what they draw from, how, and the bookmarks that they can return to."""
-    with steelyard.connect(address, timeout=timeout) as client:
+    with connected(address, timeout, ca, cert, key, token_file) as client:
         found = client.list_runs()
     if as_json:
         print_json([dataclasses.asdict(run) for run in found])

@@ -4,14 +4,18 @@ import dataclasses
 
 import typer
 
-import steelyard
 from steelyard_server.cli.options import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT,
     Address,
     AsJson,
+    Ca,
+    Cert,
+    Key,
     RunName,
     Timeout,
+    TokenFile,
+    connected,
     print_json,
     print_table,
 )
@@ -20,11 +24,15 @@ from steelyard_server.cli.options import (
 def stats(
     run: RunName,
     address: Address = DEFAULT_ADDRESS,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
     as_json: AsJson = False,
 ) -> None:
     """Print what a run has done: steps, losses, reports refused or late, what is drawable, what is on disk."""
-    with steelyard.connect(address, timeout=timeout) as client:
+    with connected(address, timeout, ca, cert, key, token_file) as client:
         values = dataclasses.asdict(client.run(run).stats())
     if as_json:
         print_json(values)

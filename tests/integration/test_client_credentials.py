@@ -1,0 +1,339 @@
+"""TLS and tokens from the client's side, at a real server: who is let in, what is said where not, files that change."""
+
+from __future__ import annotations
+
+import datetime
+import multiprocessing
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import trustme
+
+import steelyard
+from steelyard import Credentials
+from steelyard_server.config import Settings
+from steelyard_server.server import Server, edge
+
+PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+
+
+def write(path: Path, *blobs: trustme.Blob) -> str:
+    """Replaces the file as a whole."""
+    draft = path.with_suffix(".draft")
+    draft.write_bytes(b"".join(blob.bytes() for blob in blobs))
+    draft.replace(path)
+    return str(path)
+
+
+class Authority:
+    """Certificates in files of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.ca = trustme.CA()
+        self.file = write(folder / "ca.pem", self.ca.cert_pem)
+
+    def issue(self, name: str, file: str, *, expired: bool = False) -> tuple[str, str]:
+        """The files of a certificate and its key."""
+        times: dict[str, Any] = {}
+        if expired:
+            times = {"not_before": PAST, "not_after": PAST + datetime.timedelta(days=1)}
+        one = self.ca.issue_cert(name, **times)
+        return (
+            write(self.folder / f"{file}.crt", *one.cert_chain_pems),
+            write(self.folder / f"{file}.key", one.private_key_pem),
+        )
+
+
+class Tokens(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Lets in who shows the present token."""
+
+    def __init__(self) -> None:
+        self.good: str | None = None
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        shown = dict(details.invocation_metadata).get("authorization")
+        if self.good is None or shown == f"Bearer {self.good}":
+            return await continuation(details)
+
+        async def refuse(request: Any, context: Any) -> Any:
+            context.set_trailing_metadata((("x-request-id", "r17"),))
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is not known")
+
+        handler = await continuation(details)
+        kinds = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }
+        return kinds[handler.request_streaming, handler.response_streaming](
+            refuse,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+
+class Secured:
+    """A server of this process that serves TLS, by files that it reads for every handshake."""
+
+    def __init__(self, folder: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.authority, self.tokens = authority, Tokens()
+        self.options: list[tuple[str, int]] = []
+        self.name = "127.0.0.1"
+        self.clients: str | None = None
+        self._folder, self._monkeypatch = folder, monkeypatch
+
+    def start(self) -> str:
+        """Its address."""
+        build: Callable[..., Any] = edge.build
+        options = edge._options
+
+        def bind(server: grpc.aio.Server, address: str) -> int:
+            first = self._configuration()
+            credentials = grpc.dynamic_ssl_server_credentials(
+                first, self._configuration, require_client_authentication=self.clients is not None
+            )
+            return int(server.add_secure_port(address, credentials))
+
+        with self._monkeypatch.context() as patch:
+            patch.setattr(edge, "bind", bind)
+            patch.setattr(edge, "build", lambda *given: build(*given[:4], [self.tokens]))
+            patch.setattr(edge, "_options", lambda settings: options(settings) + self.options)
+            self.server = Server(Settings(data_dir=self._folder, listen="127.0.0.1:0", kernels="numpy"))
+            self.server.start()
+        return self.server.address
+
+    def _configuration(self) -> Any:
+        certificate, key = self.authority.folder / "server.crt", self.authority.folder / "server.key"
+        return grpc.ssl_server_certificate_configuration(
+            [(key.read_bytes(), certificate.read_bytes())],
+            root_certificates=None if self.clients is None else Path(self.clients).read_bytes(),
+        )
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    one = Authority(tmp_path / "pki")
+    one.issue("127.0.0.1", "server")
+    return one
+
+
+@pytest.fixture
+def secured(tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Iterator[Secured]:
+    one = Secured(tmp_path / "data", authority, monkeypatch)
+    yield one
+    one.server.stop(1.0)
+
+
+def run_of(client: steelyard.Client) -> steelyard.Run:
+    client.create_dataset("d", 64, exist_ok=True)
+    return client.create_run("r", dataset="d", batch_size=8, staleness=2, exist_ok=True)
+
+
+def refused(address: str, credentials: Credentials | None) -> str:
+    """What a client is told that has no TLS with the server."""
+    with (
+        steelyard.connect(address, credentials=credentials, timeout=60) as client,
+        pytest.raises(steelyard.HandshakeFailed, match="listing the runs: ") as failed,
+    ):
+        client.list_runs()
+    return str(failed.value).removeprefix("listing the runs: ")
+
+
+def kept_out(address: str, credentials: Credentials) -> str:
+    """What a session is told, as refused."""
+    run = steelyard.Run(steelyard.connect(address, credentials=credentials), "r")
+    with pytest.raises(steelyard.HandshakeFailed) as failed:
+        run.join(timeout=60)
+    return str(failed.value)
+
+
+def test_a_run_is_made_trained_and_read_over_tls(secured, authority):
+    secured.clients = authority.file
+    cert, key = authority.issue("trainer@example.org", "trainer")
+    credentials = Credentials(ca=authority.file, cert=cert, key=key)
+    with steelyard.connect(secured.start(), credentials=credentials) as client:
+        run = run_of(client)
+        with run.join() as session:
+            for _ in range(3):
+                session.report(session.next(), np.ones(8))
+        assert run.stats().reported_losses == 24
+        assert sum(isinstance(event, steelyard.events.LossesReported) for event in run.events()) == 3
+
+
+def test_a_handshake_that_fails_is_told_in_words_long_before_the_deadline(secured, authority, tmp_path):
+    secured.clients = authority.file
+    address, stranger = secured.start(), Authority(tmp_path / "other")
+    cert, key = authority.issue("a@example.org", "good")
+    good = {"ca": authority.file, "cert": cert, "key": key}
+    assert f"is not signed by {stranger.file}" in refused(
+        address, Credentials(**{**good, "ca": stranger.file})
+    )
+    named = refused(address, Credentials(**good, server_name="other.example"))
+    assert f"the certificate of the server at {address} does not have the name 'other.example'" in named
+    assert "ended the TLS handshake. It was shown no certificate" in refused(
+        address, Credentials(ca=authority.file)
+    )
+    for cert, key in (
+        stranger.issue("b@example.org", "b"),
+        authority.issue("c@example.org", "c", expired=True),
+    ):
+        told = refused(address, Credentials(ca=authority.file, cert=cert, key=key))
+        assert f"It was shown the certificate in {cert}, which may have expired" in told
+    authority.issue("127.0.0.1", "server", expired=True)
+    assert "has expired" in refused(address, Credentials(**good))
+
+
+def test_plaintext_to_tls_and_tls_to_plaintext_say_so(secured, authority, tmp_path):
+    address = secured.start()
+    with (
+        steelyard.connect(address, timeout=1.0) as client,
+        pytest.raises(steelyard.DeadlineExceeded, match="it may speak TLS"),
+    ):
+        client.list_runs()
+    with steelyard.local(tmp_path / "plain", kernels="numpy") as plain:
+        told = refused(plain.address, Credentials(ca=authority.file))
+    assert told == f"{plain.address} does not speak TLS: a server without TLS, or another service"
+
+
+def test_files_that_are_no_good_are_named_before_anything_is_sent(authority, tmp_path):
+    cert, _ = authority.issue("a@example.org", "one")
+    _, other = authority.issue("b@example.org", "two")
+    garbage = tmp_path / "garbage.pem"
+    garbage.write_text("no certificate")
+    for given, words in (
+        ({"ca": tmp_path / "none.pem"}, f"ca: cannot read {tmp_path / 'none.pem'}: No such file"),
+        ({"ca": garbage}, f"ca: expected certificates in PEM form in {garbage}"),
+        ({"cert": cert, "key": other}, f"a certificate in PEM form in {cert} and its key"),
+        ({"cert": cert, "key": garbage}, f"in {garbage}; they do not go together or are neither"),
+    ):
+        with steelyard.connect("127.0.0.1:1", credentials=Credentials(**given)) as client:
+            with pytest.raises(steelyard.InvalidArgument, match=words):
+                client.list_runs()
+            with pytest.raises(steelyard.InvalidArgument, match=words):
+                steelyard.Run(client, "r").join()
+
+
+def train(run: steelyard.Run, until: threading.Event, errors: list[BaseException]) -> None:
+    """Trains, asks and reads events until it is told to stop; what it met goes to `errors`."""
+    try:
+        with run.join(timeout=30) as session:
+            while not until.is_set():
+                batch = session.next()
+                session.report(batch, np.full(8, batch.step + 1))
+                run.stats()
+                list(run.events(max(0, batch.step - 2), batch.step))
+    except BaseException as error:
+        errors.append(error)
+
+
+def test_certificates_and_the_authority_change_while_a_trainer_works_and_it_sees_nothing(
+    secured, authority, tmp_path, eventually
+):
+    """New ones come beside the old ones, then the old ones go; connections end by age meanwhile."""
+    secured.clients = str(tmp_path / "clients.pem")
+    trusted = str(tmp_path / "trusted.pem")
+    secured.options = [("grpc.max_connection_age_ms", 400), ("grpc.max_connection_age_grace_ms", 200)]
+    cert, key = authority.issue("trainer@example.org", "trainer")
+    for file in (secured.clients, trusted):
+        write(Path(file), authority.ca.cert_pem)
+    client = steelyard.connect(
+        secured.start(), credentials=Credentials(ca=trusted, cert=cert, key=key), timeout=30
+    )
+    run, stop, errors = run_of(client), threading.Event(), list[BaseException]()
+    thread = threading.Thread(target=train, args=(run, stop, errors))
+    thread.start()
+
+    def goes_on() -> None:
+        at = run.info().next_step
+        eventually(lambda: errors or run.info().next_step > at + 20)
+        assert not errors
+
+    for _ in range(2):
+        goes_on()
+        old, new = authority.ca, trustme.CA()
+        for file in (secured.clients, trusted):
+            write(Path(file), old.cert_pem, new.cert_pem)
+        goes_on()
+        authority.ca = new
+        authority.issue("127.0.0.1", "server")
+        # The key first, alone for a moment: files that do not go together are not used.
+        fresh = new.issue_cert("trainer@example.org")
+        write(Path(key), fresh.private_key_pem)
+        goes_on()
+        write(Path(cert), *fresh.cert_chain_pems)
+        goes_on()
+        for file in (secured.clients, trusted):
+            write(Path(file), new.cert_pem)
+        goes_on()
+    stop.set()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert not errors
+    stats = run.stats()
+    assert stats.reported_losses == 8 * stats.closed_steps
+    client.close()
+
+
+def test_a_token_is_shown_with_every_call_and_a_renewed_one_counts_at_once(secured, authority, tmp_path):
+    secured.tokens.good = "first"
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    address = secured.start()
+    with steelyard.connect(address, credentials=Credentials(ca=authority.file, token_file=file)) as client:
+        run = run_of(client)
+        with run.join() as session:
+            session.report(session.next(), np.ones(8))
+            secured.tokens.good = "second"
+            with pytest.raises(steelyard.Unauthenticated, match=r"the token is not known \(request r17\)"):
+                run.stats()
+            with pytest.raises(steelyard.Unauthenticated, match="the token is not known"):
+                list(run.events())
+            file.write_text("second")
+            session.report(session.next(), np.ones(8))
+            assert run.stats().reported_losses >= 8
+        with pytest.raises(steelyard.Unauthenticated, match="the token is not known"):
+            steelyard.Run(
+                steelyard.connect(address, credentials=Credentials(ca=authority.file, token="other")),
+                "r",
+            ).join()
+
+
+def _count(run: steelyard.Run, answer: Any) -> None:
+    answer.put(run.stats().reported_losses)
+
+
+def test_a_run_of_a_secured_server_travels_to_another_process(secured, authority):
+    credentials = Credentials(ca=authority.file, token="t")
+    secured.tokens.good = "t"
+    with steelyard.connect(secured.start(), credentials=credentials) as client:
+        run = run_of(client)
+        context = multiprocessing.get_context("spawn")
+        answer = context.Queue()
+        child = context.Process(target=_count, args=(run, answer))
+        child.start()
+        assert answer.get(timeout=60) == 0
+        child.join(30)
+        assert child.exitcode == 0
+
+
+def test_a_token_goes_over_a_unix_socket(tmp_path, monkeypatch):
+    tokens = Tokens()
+    tokens.good = "t"
+    build: Callable[..., Any] = edge.build
+    monkeypatch.setattr(edge, "build", lambda *given: build(*given, interceptors=[tokens]))
+    server = Server(Settings(data_dir=tmp_path / "data", listen=f"unix:{tmp_path}/s", kernels="numpy"))
+    server.start()
+    try:
+        with steelyard.connect(server.address, credentials=Credentials(token="t")) as client:
+            assert client.list_runs() == []
+        with steelyard.connect(server.address) as client, pytest.raises(steelyard.Unauthenticated):
+            client.list_runs()
+    finally:
+        server.stop(1.0)
