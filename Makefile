@@ -12,6 +12,10 @@
 #   make promtool     Prometheus and its rule checker from Debian's archive, unpacked into .venv: nothing is installed
 #   make crash MINUTES=10 [SEED=7 ROUND=3]   kill servers and trainers for so long, and compare with runs in peace
 #
+#   make image   build the server's image without an engine, and try it; needs root, buildah, mmdebstrap
+#   make lock    what the image installs, anew, by hash
+#   make deploy-check   chart, image and units, as far as they can be checked without a cluster; part of make check
+#
 #   make release-schema   take today's protos as what later ones must stay compatible with
 #   make clean            remove .venv and the caches
 

@@ -20,7 +20,7 @@ from steelyard_server.config import Settings
 CHART = Path(__file__).parent / "steelyard"
 # What the chart sets from values of its own, because objects around the server must agree with it.
 OWN = re.compile(
-    r"data_dir|listen|http|health|port_file|insecure|grace_seconds|tls_.*|access|backup_(to|keep)|log_file"
+    r"data_dir|listen|http|http_anywhere|health|port_file|insecure|grace_seconds|tls_.*|access|backup_(to|keep)|log_file"
 )
 BEGIN, END = "<!-- values: begin -->\n", "<!-- values: end -->\n"
 

@@ -77,6 +77,7 @@ data_dir = "/var/lib/steelyard/data"
 listen = "{{ .Values.listenHost }}:{{ .Values.ports.grpc }}"
 http = "{{ .Values.listenHost }}:{{ .Values.ports.http }}"
 health = "{{ .Values.listenHost }}:{{ .Values.ports.health }}"
+http_anywhere = true
 grace_seconds = {{ .Values.graceSeconds }}
 {{- if include "steelyard.tlsSecret" . }}
 tls_cert = "/etc/steelyard/tls/tls.crt"
