@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -24,6 +25,10 @@ from pydantic_settings import (
 )
 
 MIB = 1 << 20
+JWT_ALGORITHMS = (
+    *("HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    *("ES256", "ES384", "ES512", "ES256K", "EdDSA"),
+)
 PREFIX = "STEELYARD_"
 
 # Of this prefix, but not the daemon's: the address that the client verbs ask and by what they are let in, and what
@@ -71,6 +76,42 @@ class Settings(BaseSettings):
     insecure: bool = False
     """Allow plaintext on an address that is not loopback. Whoever reaches it can read, spoil and delete every run."""
 
+    tls_cert: Path | None = None
+    """Certificate chain in PEM, the server's own first. With it gRPC is served over TLS. Read again when it changes, as
+    are tls_key and tls_client_ca."""
+
+    tls_key: Path | None = None
+    """The private key of tls_cert, in PEM."""
+
+    tls_client_ca: Path | None = None
+    """CAs in PEM, of which one must have signed the certificate of whoever connects."""
+
+    tls_client_certs: Literal["none", "required"] | None = None
+    """Whether whoever connects must show a certificate: required with tls_client_ca, unless this says none."""
+
+    access: Path | None = None
+    """TOML file of who may do what (SECURITY.md); read again when it changes. Who is not in it may do nothing. Without
+    it whoever reaches the server may do everything."""
+
+    jwt_keys: str | None = None
+    """Keys of the tokens (JWT) that are accepted: a file of public keys in PEM, a JWKS, or, for HS algorithms, a
+    secret, read again when it changes; or the https URL of a JWKS."""
+
+    jwt_algorithms: tuple[str, ...] = ("RS256", "ES256", "EdDSA")
+    """The only ones accepted, with commas between them: either HS ones or those of public keys."""
+
+    jwt_audience: str | None = None
+    """What a token's aud must name: this service. Needed with jwt_keys."""
+
+    jwt_issuer: str | None = None
+    """What a token's iss must be. Not looked at unless given."""
+
+    jwt_leeway_seconds: float = Field(default=30.0, ge=0, le=300, allow_inf_nan=False)
+    """By how much clocks may differ where a token's times are judged."""
+
+    jwt_max_lifetime_seconds: float = Field(default=3600.0, gt=0, le=366 * 86400, allow_inf_nan=False)
+    """Tokens that are made for longer, or have longer to live, are refused."""
+
     durability: Literal["sync", "interval"] = "sync"
     """sync: acknowledged after an fsync. interval: after a write; a power cut may lose the last interval, kill -9
     nothing."""
@@ -92,6 +133,33 @@ class Settings(BaseSettings):
 
     max_message_bytes: ByteSize = Field(default=ByteSize(16 * MIB), ge=64 << 10, le=(1 << 31) - 1)
     """Largest message accepted; a larger one is RESOURCE_EXHAUSTED. A report of 16 MiB holds 4 million losses."""
+
+    max_metadata_bytes: ByteSize = Field(default=ByteSize(16 << 10), ge=1 << 10, le=MIB)
+    """Most metadata of a call, tokens included; more is RESOURCE_EXHAUSTED."""
+
+    max_concurrent_streams: int = Field(default=1000, ge=1, le=(1 << 31) - 1)
+    """Most calls under way on one connection; further ones wait."""
+
+    max_concurrent_calls: int = Field(default=256, ge=1)
+    """Most unary calls under way; further ones are RESOURCE_EXHAUSTED at once. Health and trainers' streams do not
+    count."""
+
+    max_open_streams: int = Field(default=4096, ge=1)
+    """Most streams of trainers and of events; further ones are RESOURCE_EXHAUSTED."""
+
+    max_draws_per_call: int = Field(default=1 << 25, ge=1)
+    """Most examples that a trainer may ask to be sent: its batches, times what its slice of one holds. One batch may
+    always be asked for. More is RESOURCE_EXHAUSTED."""
+
+    max_connection_age_seconds: float = Field(default=1800.0, ge=0, le=366 * 86400, allow_inf_nan=False)
+    """A connection is ended when it is that old, give or take a tenth, so that its certificate is looked at again;
+    clients connect again. 0: never."""
+
+    max_connection_age_grace_seconds: float = Field(default=60.0, ge=0, le=86400, allow_inf_nan=False)
+    """What is then under way on it has so long to end."""
+
+    handshake_timeout_seconds: float = Field(default=10.0, gt=0, le=3600, allow_inf_nan=False)
+    """A connection that has not said by then what it wants is closed."""
 
     map_size_bytes: ByteSize = Field(default=ByteSize(1 << 30), ge=MIB)
     """Address space that LMDB maps at first. It grows by itself and takes no disk before it is used."""
@@ -153,21 +221,92 @@ class Settings(BaseSettings):
             _host_and_port(value, "HOST:PORT or [IPV6]:PORT")
         return value
 
+    @field_validator("jwt_algorithms", mode="before")
+    @classmethod
+    def _words(cls, value: object) -> object:
+        return tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("jwt_algorithms")
+    @classmethod
+    def _algorithms_are_of_one_kind(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [word for word in value if word not in JWT_ALGORITHMS]
+        if unknown or not value:
+            raise ValueError(
+                f"expected some of {', '.join(JWT_ALGORITHMS)}; got {', '.join(unknown) or 'none'}"
+            )
+        if len({word.startswith("HS") for word in value}) > 1:
+            raise ValueError(
+                "expected either HS algorithms, whose key is a secret, or those of public keys; got both, and a public"
+                " key could be taken for the secret"
+            )
+        return value
+
+    @field_validator("jwt_keys")
+    @classmethod
+    def _jwt_keys_come_safely(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value:
+            url = urlsplit(value)
+            local = url.scheme == "http" and url.hostname in ("127.0.0.1", "::1", "localhost")
+            if not url.hostname or not (url.scheme == "https" or local):
+                raise ValueError(
+                    "expected a file, or an https URL, since whoever can change the keys can make tokens"
+                )
+        return value
+
+    @property
+    def client_certs(self) -> Literal["none", "required"]:
+        return self.tls_client_certs or ("none" if self.tls_client_ca is None else "required")
+
     @model_validator(mode="after")
     def _refuse_what_does_not_fit_together(self) -> Self:
         for name, address in (("listen", self.listen), ("http", self.http)):
-            allowed = self.insecure or (name == "http" and self.http_anywhere)
-            if address is not None and not allowed and not is_loopback(address):
+            safe = self.http_anywhere if name == "http" else self.tls_cert is not None
+            if address is not None and not (self.insecure or safe) and not is_loopback(address):
                 raise ValueError(
                     f"{name} = {address!r} is not a loopback address, and the server speaks plaintext: expected"
-                    " 127.0.0.1, ::1, localhost or (listen) unix:PATH, or insecure to be set (http: or http_anywhere)"
+                    " 127.0.0.1, ::1, localhost or (listen) unix:PATH, tls_cert and tls_key (http: http_anywhere), or"
+                    " insecure to be set"
                 )
+        self._check_tls()
+        self._check_access()
         if self.map_size_bytes > self.max_map_size_bytes:
             raise ValueError(
                 f"expected map_size_bytes <= max_map_size_bytes, got {int(self.map_size_bytes)} and"
                 f" {int(self.max_map_size_bytes)}"
             )
         return self
+
+    def _check_tls(self) -> None:
+        given = {name: getattr(self, name) for name in ("tls_cert", "tls_key", "tls_client_ca")}
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError(
+                "expected tls_cert and tls_key together; got only"
+                f" {'tls_key' if self.tls_cert is None else 'tls_cert'}"
+            )
+        if self.tls_cert is None and self.tls_client_ca is not None:
+            raise ValueError("expected tls_cert and tls_key with tls_client_ca; got neither")
+        if self.client_certs == "required" and self.tls_client_ca is None:
+            raise ValueError("expected tls_client_ca where tls_client_certs is required; got none")
+        if self.listen.startswith("unix:") and any(given.values()):
+            raise ValueError(
+                "expected no tls_cert where listen is a unix socket: who may open the file is its boundary"
+            )
+
+    def _check_access(self) -> None:
+        """Before anything listens: a token that has crossed a network readably is a token lost."""
+        if self.jwt_keys is not None and self.access is None:
+            raise ValueError(
+                "expected access with jwt_keys: a token says who calls, that file what they may do"
+            )
+        if self.jwt_keys is not None and not self.jwt_audience:
+            raise ValueError(
+                "expected jwt_audience with jwt_keys: without it a token made for another service would count"
+            )
+        if self.access is not None and self.tls_cert is None and not self.listen.startswith("unix:"):
+            raise ValueError(
+                "expected tls_cert and tls_key, or listen = unix:PATH, with access: nobody can be recognised over"
+                " plaintext TCP, and tokens could be read on their way, also on loopback and with insecure"
+            )
 
 
 def load(

@@ -35,7 +35,10 @@ from steelyard_server.observing.tracing import NO_TRACES
 from steelyard_server.runs.catalog import Catalog
 from steelyard_server.runs.journaled import CheckpointRule
 from steelyard_server.runs.limits import Limits
+from steelyard_server.security.gatekeeper import Gatekeeper
+from steelyard_server.security.tls import Tls
 from steelyard_server.service import edge
+from steelyard_server.service.guard import Guard
 from steelyard_server.service.http import HttpEndpoint
 from steelyard_server.service.observe import Observe
 from steelyard_server.service.probes import EVERY_SECONDS, HealthPort, PortKeeper, Status, statuses
@@ -74,12 +77,19 @@ class Server:
     def start(self) -> None:
         """Opens the data directory and serves; returns when the server answers.
 
-        StoreBusy or StoreTooNew when the directory cannot be used, OSError when an address cannot be bound or the
-        settings insist on compiled kernels and there are none.
+        ConfigError when certificates, keys or the access file are not right, StoreBusy or StoreTooNew when the
+        directory cannot be used, OSError when an address cannot be bound or the settings insist on compiled kernels
+        and there are none.
         """
         settings = self._settings
         if settings.kernels == "compiled":
             self._kernels.finish()
+        # First of all: a server without its keys and its list of who may do what has no business with data.
+        self.tls = Tls.of(settings)
+        self._gatekeeper = Gatekeeper(settings, self._calls)
+        tally, metrics = self._gatekeeper.tally, self._metrics
+        tally.on_auth_failure = lambda reason: metrics.auth_failures.labels(reason).inc()
+        tally.on_quota_refused = lambda *which: metrics.quota_refused.labels(*which).inc()
         # Before runs are loaded, which may use them.
         for fault in plugins.register():
             _log.warning("method_refused", fault=fault)
@@ -133,7 +143,8 @@ class Server:
         self._catalog = Catalog(store, rule, int(settings.max_message_bytes), limits)
         self._disk = DiskWatch(settings.data_dir, store)
         self._pulse.watch(store, self._disk)
-        self._metrics.watch(store, self._disk, self._catalog, self._pulse, self.facts)
+        certificates = dict if self.tls is None else self.tls.certificate_expiries
+        self._metrics.watch(store, self._disk, self._catalog, self._pulse, self.facts, certificates)
 
     @property
     def address(self) -> str:
@@ -200,9 +211,13 @@ class Server:
     async def _start(self) -> None:
         assert self._catalog is not None, "opened before"
         observe = Observe(self._metrics, self._traces)
-        self._grpc = edge.build(self._settings, self._catalog, self._calls, self._health, [observe])
+        self.guard = Guard(self._settings, self._gatekeeper, self._catalog.dataset_of)
+        self._grpc = edge.build(
+            self._settings, self._catalog, self._calls, self._health, self.guard, [observe]
+        )
         await self._report_health()
-        self.port = edge.bind(self._grpc, self._settings.listen)
+        credentials = None if self.tls is None else self.tls.credentials
+        self.port = edge.bind(self._grpc, self._settings.listen, credentials)
         await self._grpc.start()
         self._pulse.beat()
         self._pulse.serves()

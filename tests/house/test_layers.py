@@ -29,6 +29,7 @@ LAYERS = [
     "history",
     "config",
     "runs",
+    "security",
     "plots",
     "observing",
     "service",

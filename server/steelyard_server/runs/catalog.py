@@ -220,6 +220,11 @@ class Catalog:
         row = self._rows.get(name)
         return (row.parent, row.parent_step) if row is not None else ("", 0)
 
+    def dataset_of(self, name: str) -> str | None:
+        """The dataset of a run; None where there is no such run."""
+        row = self._rows.get(name)
+        return None if row is None else row.dataset
+
     def create_run(self, spec: RunSpec, *, exist_ok: bool) -> None:
         with self._changes.of(("run", spec.name), ("dataset", spec.dataset)):
             known = self._rows.get(spec.name)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 
 import grpc
+from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -25,6 +26,7 @@ from steelyard_server.runs.catalog import Catalog
 from steelyard_server.service.calls import offloaded
 from steelyard_server.service.datasets import DatasetService
 from steelyard_server.service.events import EventService
+from steelyard_server.service.guard import Guard
 from steelyard_server.service.runs import RunService
 from steelyard_server.service.trainer import TrainerService
 
@@ -37,19 +39,24 @@ SERVICES = (
 
 Options = list[tuple[str, int]]
 
+_NEVER = (1 << 31) - 1
+"""Milliseconds; gRPC's own word for it."""
+
 
 def build(
     settings: Settings,
     catalog: Catalog,
     calls: Executor,
     health_servicer: health.aio.HealthServicer,
+    guard: Guard,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> grpc.aio.Server:
-    """The server, not yet bound. Unary calls are answered on `calls`; `interceptors`: the outermost first.
+    """The server, not yet bound. Unary calls are answered on `calls`; `interceptors`: the outermost first, outside of
+    the guard.
 
     For the event loop that is to run it.
     """
-    server = grpc.aio.server(options=_options(settings), interceptors=list(interceptors))
+    server = grpc.aio.server(options=_options(settings), interceptors=[*interceptors, guard])
     datasets = offloaded(DatasetService(catalog), calls)
     datasets_pb2_grpc.add_DatasetServiceServicer_to_server(datasets, server)
     runs = offloaded(RunService(catalog), calls)
@@ -58,17 +65,24 @@ def build(
     events_pb2_grpc.add_EventServiceServicer_to_server(events, server)
     trainer_pb2_grpc.add_TrainerServiceServicer_to_server(TrainerService(catalog), server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    # Both for admins alone where there is an access file (security/rules.py).
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    channelz.add_channelz_servicer(server)
     return server
 
 
-def bind(server: grpc.aio.Server | grpc.Server, address: str) -> int:
-    """Has `server` listen on `address`, in plaintext; the port bound. OSError, which says why, where it cannot be."""
+def bind(
+    server: grpc.aio.Server | grpc.Server, address: str, credentials: grpc.ServerCredentials | None = None
+) -> int:
+    """Has `server` listen on `address`, in plaintext where there are no `credentials`; the port bound. OSError, which
+    says why, where it cannot be."""
     try:
         _probe(address)
     except OSError as error:
         raise cannot_listen(address, error) from error
     try:
+        if credentials is not None:
+            return server.add_secure_port(address, credentials)
         return server.add_insecure_port(address)
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address}: {str(error).partition(';')[0]}") from error
@@ -81,7 +95,9 @@ def cannot_listen(address: str, error: OSError) -> OSError:
 
 def _options(settings: Settings) -> Options:
     return [
+        # Two servers on one port would share its callers between them.
         ("grpc.so_reuseport", 0),
+        *_limits(settings),
         ("grpc.max_receive_message_length", int(settings.max_message_bytes)),
         ("grpc.max_send_message_length", -1),
         # A peer whose machine died does not say so: its rank is free again after these times. A client asks
@@ -92,6 +108,23 @@ def _options(settings: Settings) -> Options:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ]
+
+
+def _limits(settings: Settings) -> Options:
+    age = settings.max_connection_age_seconds
+    return [
+        # Between the two gRPC refuses by chance.
+        ("grpc.max_metadata_size", int(settings.max_metadata_bytes)),
+        ("grpc.absolute_max_metadata_size", int(settings.max_metadata_bytes)),
+        ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+        ("grpc.max_connection_age_ms", _milliseconds(age) if age else _NEVER),
+        ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_connection_age_grace_seconds)),
+        ("grpc.server_handshake_timeout_ms", _milliseconds(settings.handshake_timeout_seconds)),
+    ]
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(max(1, round(seconds * 1000)), _NEVER)
 
 
 def _probe(address: str) -> None:

@@ -20,6 +20,7 @@ from steelyard_server.runs.errors import (
     Unavailable,
     Unready,
 )
+from steelyard_server.security.errors import Forbidden, Unauthenticated
 
 _MAX_MESSAGE = 2000
 """Characters: a status travels in the trailers, which peers bound at a few KiB."""
@@ -28,6 +29,8 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (Invalid, grpc.StatusCode.INVALID_ARGUMENT),
     (PolicyError, grpc.StatusCode.INVALID_ARGUMENT),
     (Missing, grpc.StatusCode.NOT_FOUND),
+    (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
+    (Forbidden, grpc.StatusCode.PERMISSION_DENIED),
     (Exists, grpc.StatusCode.ALREADY_EXISTS),
     (Unready, grpc.StatusCode.FAILED_PRECONDITION),
     (Superseded, grpc.StatusCode.ABORTED),

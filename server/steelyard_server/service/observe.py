@@ -76,7 +76,8 @@ class Observe(grpc.aio.ServerInterceptor):
             behaviour = getattr(handler, kind)
             if behaviour is None:
                 continue
-            unary = kind == "unary_unary"
+            # The guard reads the one message of a unary call itself.
+            unary = kind in ("unary_unary", "stream_unary")
             if inspect.isasyncgenfunction(behaviour):
                 watched: Any = self._yielding(behaviour, details)
             elif inspect.iscoroutinefunction(behaviour):
