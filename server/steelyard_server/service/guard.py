@@ -149,7 +149,8 @@ class Guard(grpc.aio.ServerInterceptor):
             return None, None, None
         who, evidence = await self._gatekeeper.identify(call.method, context)
         caller.set(who)
-        bind_contextvars(principal=who.principal)
+        if evidence is not None:
+            bind_contextvars(principal=who.principal)
         account = self._account(who)
         over = None if account is None else account.begin_call(time.monotonic())
         if over is not None:
