@@ -792,6 +792,9 @@ class Store:
         while True:
             assert self._env is not None
             started = self._busy_since = time.monotonic()
+            # Whoever was killed while it read the data (a backup, a tool) would keep the pages of its moment for ever,
+            # and the file would grow by all that is written. It costs nothing where nobody was.
+            self._env.reader_check()
             try:
                 with self._env.begin(write=True) as txn:
                     for op in ops:

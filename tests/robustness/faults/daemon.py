@@ -25,7 +25,7 @@ class Daemon:
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.data, self.log = folder / "data", folder / "server.log"
+        self.data, self.log = Path(settings.get("data_dir", folder / "data")), folder / "server.log"
         self._port_file = folder / "port"
         self.address = f"127.0.0.1:{free_port()}"
         self.settings: dict[str, Any] = {

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
-from tests.robustness.faults.registry import Bench, Round, fault
+from tests.robustness.faults.registry import Bench, Broken, CannotBeTried, Round, fault
 from tests.robustness.faults.scene import Scene
 
 
@@ -45,3 +49,40 @@ def terminate(bench: Bench) -> Iterator[Round]:
             served = scene.await_batch(began).at - began
             scene.settle()
             yield Round(rate, {"drained in, s": drained, "trains again, s": served})
+
+
+@fault(
+    "out of memory",
+    how="the server is put into a cgroup (v1) with less memory than it needs, under load; the kernel kills it",
+    bar="as killed: nothing acknowledged lost, nothing twice, same batches",
+    rounds=10,
+    suite=False,
+)
+def out_of_memory(bench: Bench) -> Iterator[Round]:
+    group = Path(f"/sys/fs/cgroup/memory/steelyard-{os.getpid()}")
+    try:
+        group.mkdir()
+    except OSError as error:
+        raise CannotBeTried(f"no cgroup of memory can be made: {error}") from error
+    try:
+        with Scene(bench) as scene:
+            while True:
+                rate = scene.load()
+                limit = group / "memory.limit_in_bytes"
+                limit.write_text("-1")
+                (group / "cgroup.procs").write_text(str(scene.server.pid))
+                # What it holds already is not counted here: what it asks for from now on is.
+                limit.write_text(str(bench.moments.randrange(1, 16) << 20))
+                status = scene.server.wait(150)
+                if status != -signal.SIGKILL:
+                    raise Broken(
+                        f"out of memory, the server ended with status {status}\n{scene.server.words()}"
+                    )
+                began = time.monotonic()
+                scene.server.start()
+                served = scene.await_batch(began).at - began
+                scene.settle()
+                yield Round(rate, {"trains again, s": served})
+    finally:
+        with contextlib.suppress(OSError):
+            group.rmdir()
