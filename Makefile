@@ -23,19 +23,22 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 GEN := $(VENV)/gen/bin/python
+DEPLOY := $(VENV)/deploy/bin/python
 BUF := $(VENV)/buf/node_modules/.bin/buf
 
 TORCH := torch==2.13.0
 BUF_VERSION := 1.75.0
 PROMTOOL := $(VENV)/promtool/usr/bin/promtool
 MONITORING := deploy/monitoring
+UV := uv==0.13.9
+LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 JOBS ?= 2
 MINUTES ?= 5
 SOURCES := client server tests proto $(wildcard trainer_example deploy)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench peers plots crash faults gen release-schema clean lint types generated schema kernels monitoring promtool
+.PHONY: demo test check bench peers plots crash faults gen release-schema clean lint types generated schema kernels monitoring promtool image lock deploy-check
 
 demo: $(VENV)/ready
 	$(PY) trainer_example/demo.py
@@ -43,7 +46,7 @@ demo: $(VENV)/ready
 test: $(VENV)/ready kernels
 	$(PY) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
-check: lint types generated schema
+check: lint types generated schema deploy-check
 
 bench: $(VENV)/ready kernels
 	$(PY) tests/benchmarks/run.py $(ARGS)
@@ -69,6 +72,23 @@ monitoring: $(PROMTOOL) $(VENV)/ready
 
 promtool: $(PROMTOOL)
 
+# BASE=an image to build on, in place of a Debian one that is made; DRIVER=overlay is faster where it works.
+image: $(VENV)/ready
+	deploy/image/build.sh
+
+lock: | $(PY)
+	$(PY) -m venv $(VENV)/lock
+	$(VENV)/lock/bin/python $(PIP_INSTALL) $(UV)
+	$(VENV)/lock/bin/uv pip compile $(LOCK) --extra server --extra otel --no-emit-package steelyard pyproject.toml \
+		--output-file deploy/image/requirements.lock.txt
+	$(VENV)/lock/bin/uv pip compile $(LOCK) --group pyproject.toml:build --output-file deploy/image/build.lock.txt
+
+# helm's engine and the checkers are apart from the rest, because they pin what they need. Nothing of them is compiled
+# ahead: most of it is never imported.
+deploy-check: $(VENV)/deploy/ready $(VENV)/ready
+	$(PY) deploy/chart/generate.py --check
+	$(DEPLOY) deploy/check.py
+
 # Compiles them once, so that no test or measurement waits for it; nothing is done where that was.
 kernels: $(VENV)/ready
 	$(PY) -m steelyard_server.kernel_cache
@@ -76,6 +96,7 @@ kernels: $(VENV)/ready
 gen: $(VENV)/gen/ready $(VENV)/ready
 	$(GEN) proto/generate.py
 	$(PY) tests/methods/page.py
+	$(PY) deploy/chart/generate.py
 	$(PY) -m steelyard_server.observing.names > deploy/monitoring/METRICS.md
 	$(PY) $(MONITORING)/dashboard.py
 
@@ -87,7 +108,7 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(PY) -m mypy
 	$(if $(wildcard trainer_example/*.py),$(PY) -m mypy trainer_example/*.py)
-	$(PY) -m mypy $(MONITORING)/dashboard.py
+	$(PY) -m mypy $(MONITORING)/dashboard.py deploy/check.py deploy/chart/generate.py deploy/image/check.py
 	$(PY) -m mypy --config-file tests/mypy.ini tests
 
 generated: $(VENV)/gen/ready $(VENV)/ready
@@ -135,6 +156,12 @@ $(VENV)/gen/ready: pyproject.toml Makefile | $(PY)
 	$(PY) -m venv $(VENV)/gen
 	$(GEN) $(PIP_INSTALL) --upgrade "pip>=25.1"
 	$(GEN) $(PIP_INSTALL) --group gen
+	@touch $@
+
+$(VENV)/deploy/ready: pyproject.toml Makefile | $(PY)
+	$(PY) -m venv $(VENV)/deploy
+	$(DEPLOY) $(PIP_INSTALL) --upgrade "pip>=25.1"
+	$(DEPLOY) $(PIP_INSTALL) --no-compile --group deploy
 	@touch $@
 
 $(VENV)/buf/ready: Makefile | $(PY)

@@ -1,0 +1,236 @@
+"""What the chart promises beside a cluster: that its objects agree with each other, and with the server."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+import steelyard
+from steelyard_server.config import Settings
+from steelyard_server.service import probes
+
+ROOT = Path(__file__).parents[2]
+CASES = ("plain", "secret", "certificate")
+SECONDS = 60
+NAMES = {"startupProbe": probes.STARTUP, "readinessProbe": probes.READINESS, "livenessProbe": probes.LIVENESS}
+KEYS = {"grpc": "listen", "http": "http", "health": "health"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_probes_ask_the_health_port_for_names_that_the_server_has(charts: Any, case: str) -> None:
+    container = charts[case].container
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    config = tomllib.loads(charts[case].toml)
+    for probe, name in NAMES.items():
+        assert container[probe]["grpc"] == {"port": ports["health"], "service": name}
+    assert {name: int(config[key].rpartition(":")[2]) for name, key in KEYS.items()} == ports
+
+
+def test_a_server_runs_by_the_rendered_file_answers_each_probe_and_a_client_and_drains(
+    charts: Any, tmp_path: Path, eventually: Callable[..., Any]
+) -> None:
+    chart = charts["plain"]
+    config = tomllib.loads(chart.toml)
+    for key in KEYS.values():
+        host, _, _ = config[key].rpartition(":")
+        config[key] = f"{host.replace('0.0.0.0', '127.0.0.1')}:{free_port()}"
+    assert config.pop("insecure")
+    file = tmp_path / "steelyard.toml"
+    config["data_dir"] = str(tmp_path / "data")
+    config["kernels"] = "numpy"
+    file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items()))
+    arguments = [str(file) if part.endswith(".toml") else part for part in chart.container["args"]]
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "steelyard_server", *arguments], stdout=log, stderr=log
+        )
+    try:
+        for probe in NAMES:
+            service = chart.container[probe]["grpc"]["service"]
+            eventually(lambda service=service: status(config["health"], service) == "SERVING", SECONDS)
+        with steelyard.connect(config["listen"]) as client:
+            client.create_dataset("d", size=100)
+            run = client.create_run("r", dataset="d", batch_size=8)
+            with run.join() as session:
+                assert len(session.next().ids) == 8
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(chart.pod["terminationGracePeriodSeconds"]) == 0
+    finally:
+        server.kill()
+        server.wait(SECONDS)
+
+
+def status(address: str, service: str) -> str:
+    with grpc.insecure_channel(address) as channel:
+        try:
+            asked = health_pb2.HealthCheckRequest(service=service)
+            answer = health_pb2_grpc.HealthStub(channel).Check(asked, timeout=5)
+        except grpc.RpcError as error:
+            return str(error)
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_pod_has_the_time_of_its_pause_and_its_drain(charts: Any, case: str) -> None:
+    pod, container = charts[case].pod, charts[case].container
+    pause = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+    grace = tomllib.loads(charts[case].toml)["grace_seconds"]
+    assert pod["terminationGracePeriodSeconds"] == pause + grace + 15
+    assert (pause, grace) == {"certificate": (0, 120)}.get(case, (5, 60))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_pod_may_do_no_more_than_the_restricted_standard_allows(charts: Any, case: str) -> None:
+    pods = [charts[case].pod]
+    pods += [job["spec"]["jobTemplate"]["spec"]["template"]["spec"] for job in charts[case].all("CronJob")]
+    for pod in pods:
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] == 65532
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert "hostNetwork" not in pod
+        for container in pod["containers"]:
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            limits, requests = container["resources"]["limits"], container["resources"]["requests"]
+            assert limits == {"memory": requests["memory"]}
+            assert not any("subPath" in mount for mount in container["volumeMounts"])
+            mounted = {mount["name"] for mount in container["volumeMounts"]}
+            volumes = {volume["name"]: volume for volume in pod["volumes"]}
+            assert mounted - set(volumes) <= {"data"}
+            kinds = {next(kind for kind in volume if kind != "name") for volume in volumes.values()}
+            assert kinds <= {"emptyDir", "configMap", "secret", "persistentVolumeClaim"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_volume_is_one_pods_own_and_stays(charts: Any, case: str) -> None:
+    spec = charts[case].one("StatefulSet")["spec"]
+    assert spec["replicas"] == 1
+    assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
+    [claim] = spec["volumeClaimTemplates"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteOncePod"]
+    [headless] = [
+        service for service in charts[case].all("Service") if service["spec"].get("clusterIP") == "None"
+    ]
+    assert spec["serviceName"] == headless["metadata"]["name"]
+    data = tomllib.loads(charts[case].toml)["data_dir"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in charts[case].container["volumeMounts"]}
+    assert mounts[str(Path(data).parent)] == "data"
+
+
+def test_every_selector_finds_the_pod_that_it_is_for(charts: Any) -> None:
+    for chart in charts.values():
+        labels = chart.one("StatefulSet")["spec"]["template"]["metadata"]["labels"]
+        selectors = [service["spec"]["selector"] for service in chart.all("Service")]
+        selectors += [one["spec"]["selector"]["matchLabels"] for one in chart.all("PodMonitor")]
+        selectors += [chart.one("StatefulSet")["spec"]["selector"]["matchLabels"]]
+        for job in chart.all("CronJob"):
+            # Trainers must not be sent to a pod that makes a backup.
+            theirs = job["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
+            assert not any(selector.items() <= theirs.items() for selector in selectors)
+        assert all(selector.items() <= labels.items() for selector in selectors)
+
+
+def test_only_clients_with_the_label_reach_it_and_it_reaches_nothing(charts: Any) -> None:
+    policy = charts["plain"].one("NetworkPolicy")["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["egress"] == []
+    clients, metrics = policy["ingress"]
+    assert clients["from"][0] == {"podSelector": {"matchLabels": {"steelyard-client": "true"}}}
+    assert [port["port"] for port in clients["ports"]] == ["grpc"]
+    assert metrics["from"] == [
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    ]
+    assert [port["port"] for port in metrics["ports"]] == ["http"]
+    opened = charts["certificate"].all("NetworkPolicy")[0]["spec"]
+    assert opened["egress"][0]["to"] == [{"ipBlock": {"cidr": "192.0.2.0/24"}}]
+    assert opened["ingress"][0]["from"][0]["namespaceSelector"] == {"matchLabels": {"team": "training"}}
+
+
+def test_alerts_are_those_of_the_rules_file_and_made_only_where_an_operator_reads_them(
+    charts: Any, yaml: Any
+) -> None:
+    assert not charts["plain"].all("PrometheusRule") + charts["plain"].all("PodMonitor")
+    [rules] = yaml("monitoring/rules.yaml")
+    assert charts["secret"].one("PrometheusRule")["spec"] == rules
+    [endpoint] = charts["secret"].one("PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] in {port["name"] for port in charts["secret"].container["ports"]}
+    # The word that the rules know a server by.
+    assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "steelyard"}]
+
+
+def test_a_certificate_names_what_trainers_and_backups_connect_to(charts: Any) -> None:
+    chart = charts["certificate"]
+    names = chart.one("Certificate")["spec"]["dnsNames"]
+    services = {service["metadata"]["name"] for service in chart.all("Service")}
+    assert services <= set(names)
+    assert {f"{service}.sampling.svc.cluster.local" for service in services} <= set(names)
+    assert "sampler.example.com" in names
+    volumes = {volume["name"]: volume for volume in chart.pod["volumes"]}
+    assert volumes["tls"]["secret"]["secretName"] == chart.one("Certificate")["spec"]["secretName"]
+    [job] = chart.all("CronJob")
+    [container] = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    address = container["args"][container["args"].index("--address") + 1]
+    assert address.rpartition(":")[0] in names
+    assert {variable["name"]: variable["value"] for variable in container["env"]} == {
+        "STEELYARD_CA": "/etc/steelyard/client/ca.crt",
+        "STEELYARD_TOKEN_FILE": "/etc/steelyard/client/token",
+    }
+
+
+def test_the_table_of_principals_is_a_secret_and_in_no_other_object(charts: Any) -> None:
+    chart = charts["certificate"]
+    table = tomllib.loads(chart.one("Secret")["stringData"]["access.toml"])
+    assert [principal["name"] for principal in table["principals"]] == ["trainers"]
+    others = [found for found in chart.objects if found["kind"] != "Secret"]
+    assert "spiffe" not in json.dumps(others)
+
+
+def test_a_changed_setting_restarts_the_pod(charts: Any) -> None:
+    sums = {
+        chart.one("StatefulSet")["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+        for chart in charts.values()
+    }
+    assert len(sums) == len(charts)
+
+
+def test_settings_of_the_chart_are_those_of_the_server() -> None:
+    schema = json.loads((ROOT / "deploy/chart/steelyard/values.schema.json").read_text())
+    offered = set(schema["properties"]["config"]["properties"])
+    assert offered <= set(Settings.model_fields)
+    assert not offered & {"data_dir", "listen", "http", "health", "insecure", "grace_seconds", "port_file"}
+    assert schema["additionalProperties"] is False
+
+
+def test_versions_are_the_packages(yaml: Any) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    [chart] = yaml("chart/steelyard/Chart.yaml")
+    assert chart["appVersion"] == version
+    # A chart's version is semantic: 0.2.0.dev0 is 0.2.0-dev0 there.
+    assert chart["version"] == re.sub(r"\.?(dev|a|b|rc)(\d+)$", r"-\1\2", version)
+    [compose] = yaml("compose.yaml")
+    built = {service["image"] for service in compose["services"].values() if "build" in service}
+    assert {image.rpartition(":")[2] for image in built} == {version}
+    job = yaml("examples/trainer-job.yaml")[-1]["spec"]["template"]["spec"]["containers"][0]
+    assert job["image"].partition("@")[0].endswith(f":{version}")
