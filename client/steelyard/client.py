@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from steelyard import wire
+from steelyard.admin import Admin
 from steelyard.arguments import float_array, id_array, pack_ids, seconds, whole
 from steelyard.channel import check_address
 from steelyard.credentials import Credentials, resolve
@@ -69,6 +70,11 @@ class Client:
     def timeout(self) -> float:
         """How long a call may take, in seconds."""
         return self._transport.timeout
+
+    @property
+    def admin(self) -> Admin:
+        """Backups and checks, for whoever operates the server."""
+        return Admin(self._transport)
 
     def __repr__(self) -> str:
         return f"steelyard.Client({self.address!r})"

@@ -25,7 +25,7 @@ from steelyard.errors import (
     Unavailable,
 )
 from steelyard.handshake import NOT_CONNECTED
-from steelyard.v1 import datasets_pb2_grpc, events_pb2_grpc, runs_pb2_grpc
+from steelyard.v1 import admin_pb2_grpc, datasets_pb2_grpc, events_pb2_grpc, runs_pb2_grpc
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
@@ -46,6 +46,7 @@ class Stubs:
     datasets: datasets_pb2_grpc.DatasetServiceStub
     runs: runs_pb2_grpc.RunServiceStub
     events: events_pb2_grpc.EventServiceStub
+    admin: admin_pb2_grpc.AdminServiceStub
 
 
 class Transport:
@@ -174,6 +175,7 @@ def _stubs_of(channel: grpc.Channel) -> Stubs:
         datasets_pb2_grpc.DatasetServiceStub(channel),
         runs_pb2_grpc.RunServiceStub(channel),
         events_pb2_grpc.EventServiceStub(channel),
+        admin_pb2_grpc.AdminServiceStub(channel),
     )
 
 

@@ -183,6 +183,22 @@ class Settings(BaseSettings):
     checkpoint_journal_bytes: ByteSize = Field(default=ByteSize(256 * MIB), ge=MIB)
     """A run whose journal has grown by this much since its last checkpoint gets one early."""
 
+    backup_to: str | None = None
+    """Where backups go: a folder, or a URL that fsspec knows. The server writes them there and below, and nowhere
+    else."""
+
+    backup_interval_seconds: float = Field(default=0.0, ge=0, le=30 * 86400, allow_inf_nan=False)
+    """Seconds between two backups that the server makes by itself; 0: only when asked (`steelyard backup`)."""
+
+    backup_keep: int = Field(default=7, ge=1, le=100_000)
+    """Backups that are kept in backup_to. Older ones are removed when a new one is whole."""
+
+    backup_timeout_seconds: float = Field(default=3600.0, gt=0, le=86400, allow_inf_nan=False)
+    """Longest time that a backup may take. Until it ends, pages freed meanwhile are not used again: the file grows."""
+
+    backup_rate_bytes: ByteSize = Field(default=ByteSize(128 * MIB), ge=64 << 10)
+    """Bytes a second that a backup reads at most: the disk is also that of the runs."""
+
     call_threads: int = Field(default=16, ge=1, le=1024)
     """Threads that answer the unary calls. Trainers' streams need none of them."""
 
@@ -269,6 +285,8 @@ class Settings(BaseSettings):
                 )
         self._check_tls()
         self._check_access()
+        if self.backup_interval_seconds and self.backup_to is None:
+            raise ValueError("backup_interval_seconds needs backup_to, a folder or URL; got none")
         if self.map_size_bytes > self.max_map_size_bytes:
             raise ValueError(
                 f"expected map_size_bytes <= max_map_size_bytes, got {int(self.map_size_bytes)} and"

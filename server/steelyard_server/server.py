@@ -24,6 +24,7 @@ from steelyard_server import plugins
 from steelyard_server.config import Settings
 from steelyard_server.history.errors import StoreError
 from steelyard_server.history.store import Store
+from steelyard_server.keeping.keeper import Keeper, KeepingStatus
 from steelyard_server.kernels_at_start import Takeover
 from steelyard_server.log import logger
 from steelyard_server.observing import tracing
@@ -63,6 +64,7 @@ class Server:
         self._keeper: PortKeeper | None = None
         self._store: Store | None = None
         self._catalog: Catalog | None = None
+        self._backups: Keeper | None = None
         self._disk: DiskWatch | None = None
         self._pulse = Pulse(settings.stuck_after_seconds, int(settings.disk_headroom_bytes))
         self._metrics = Metrics(metadata.version("steelyard"))
@@ -108,6 +110,8 @@ class Server:
         if settings.port_file is not None:
             _write_whole(settings.port_file, f"{self.port}\n")
         self._started = True
+        if self._backups is not None:
+            self._backups.start()
         if settings.kernels == "auto":
             self._kernels.start()
         _log.info(
@@ -141,6 +145,7 @@ class Server:
         rule = CheckpointRule(settings.checkpoint_interval_seconds, int(settings.checkpoint_journal_bytes))
         limits = Limits(settings.max_runs, settings.max_datasets, settings.max_examples)
         self._catalog = Catalog(store, rule, int(settings.max_message_bytes), limits)
+        self._backups = _keeper(settings, store, self.facts)
         self._disk = DiskWatch(settings.data_dir, store)
         self._pulse.watch(store, self._disk)
         certificates = dict if self.tls is None else self.tls.certificate_expiries
@@ -174,6 +179,8 @@ class Server:
         self._pulse.drains()
         if self._keeper is not None:
             self._keeper.update()
+        if self._backups is not None:
+            self._backups.stop()
         if self._thread.is_alive():
             self._await(self._refuse(), _START_SECONDS)
         if self._catalog is not None:
@@ -209,11 +216,11 @@ class Server:
     # ---- on the event loop ----
 
     async def _start(self) -> None:
-        assert self._catalog is not None, "opened before"
+        assert self._catalog is not None and self._backups is not None, "opened before"
         observe = Observe(self._metrics, self._traces)
         self.guard = Guard(self._settings, self._gatekeeper, self._catalog.dataset_of)
         self._grpc = edge.build(
-            self._settings, self._catalog, self._calls, self._health, self.guard, [observe]
+            self._settings, self._catalog, self._backups, self._calls, self._health, self.guard, [observe]
         )
         await self._report_health()
         credentials = None if self.tls is None else self.tls.credentials
@@ -274,6 +281,24 @@ def serve(settings: Settings) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _keeper(settings: Settings, store: Store, facts: Facts) -> Keeper:
+    def tell(status: KeepingStatus) -> None:
+        facts.backup_at = status.backup_unix_seconds
+        facts.backup_failures = status.backup_failures
+        facts.restore_verified_at = status.verified_unix_seconds
+
+    return Keeper(
+        store,
+        settings.data_dir,
+        to=settings.backup_to,
+        interval=settings.backup_interval_seconds,
+        keep=settings.backup_keep,
+        timeout=settings.backup_timeout_seconds,
+        rate=int(settings.backup_rate_bytes),
+        tell=tell,
+    )
 
 
 def _write_whole(path: Path, text: str) -> None:

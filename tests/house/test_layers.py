@@ -30,6 +30,7 @@ LAYERS = [
     "config",
     "runs",
     "security",
+    "keeping",
     "plots",
     "observing",
     "service",

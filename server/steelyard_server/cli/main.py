@@ -15,6 +15,7 @@ def app() -> None:
     from steelyard.errors import SteelyardError
     from steelyard_server.config import ConfigError
     from steelyard_server.history.errors import StoreError
+    from steelyard_server.keeping.errors import KeepingError
 
     try:
         cli(prog_name="steelyard")
@@ -22,7 +23,7 @@ def app() -> None:
         for line in str(error).splitlines():
             print(f"steelyard: {line}", file=sys.stderr)  # noqa: T201 -- a command speaks
         sys.exit(2)
-    except (SteelyardError, StoreError, OSError) as error:
+    except (SteelyardError, StoreError, KeepingError, OSError) as error:
         sys.exit(f"steelyard: {' '.join(str(error).split())}")
 
 

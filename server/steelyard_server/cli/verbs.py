@@ -6,13 +6,18 @@ from typing import Annotated
 import typer
 
 from steelyard_server.cli import (
+    backup,
+    backups,
     batch,
     bookmark,
+    check,
+    compact,
     delete,
     events,
     fork,
     history,
     methods,
+    restore,
     retention,
     rewind,
     runs,
@@ -60,5 +65,10 @@ for verb in (
     rewind.rewind,
     fork.fork,
     delete.delete,
+    backup.backup,
+    backups.backups,
+    restore.restore,
+    check.check,
+    compact.compact,
 ):
     cli.command()(verb)

@@ -3,6 +3,7 @@
 StoreError
 ├── StoreBusy         another process (or this one) holds the directory
 ├── StoreTooNew       a newer Steelyard wrote the directory
+├── StoreDamaged      its data file cannot be read
 ├── StoreFull         the map may grow no further: nothing of the write was applied
 ├── StoreFailed       the outcome of a write is unknown, or the store cannot be used right now
 ├── StoreOverloaded   the queue stayed full: the write was not accepted
@@ -10,6 +11,8 @@ StoreError
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 
 class StoreError(Exception):
@@ -22,6 +25,17 @@ class StoreBusy(StoreError):
 
 class StoreTooNew(StoreError):
     """The directory has a newer format version than this program knows. Nothing was touched."""
+
+
+class StoreDamaged(StoreError):
+    """The data file of `directory` cannot be opened as it is. It was not changed."""
+
+    def __init__(self, directory: Path, why: str) -> None:
+        super().__init__(
+            f"{directory}/data.mdb is damaged: {why}. Nothing was changed. `steelyard check --data-dir {directory}` "
+            "lists what is wrong; to go back to a backup, move the folder aside and run "
+            f"`steelyard restore --from BACKUPS --data-dir {directory}`"
+        )
 
 
 class StoreFull(StoreError):

@@ -16,7 +16,17 @@ from steelyard_server.core.events import Float32s, Ids
 
 from .ops import U64_MAX, Op
 from .ring import PAGE_BYTES, History
-from .segments import BLOCK, Entries, Losses, Segment, Segments, grouped, sorted_losses, stored_at_most
+from .segments import (
+    ALL_BLOCKS,
+    BLOCK,
+    Entries,
+    Losses,
+    Segment,
+    Segments,
+    grouped,
+    sorted_losses,
+    stored_at_most,
+)
 from .store import Store
 
 MERGE_COST = 4
@@ -106,6 +116,16 @@ class LossHistory:
             # Beside a reader what it reads may be merged, and then removed: it has gone on to the next rows then.
             if listing.base(at) == before.base(at):
                 return found
+
+    def check(self) -> None:
+        """Decodes every row and segment that there is. RecordDamaged at the first that is not as it was written."""
+        if not self.size:
+            return
+        self._rows.check()
+        for segment in self._segments.listing().segments:
+            losses = sum(part.ids.size for part in self._segments.read(segment, 0, ALL_BLOCKS))
+            if losses != segment.losses:
+                self._segments.refuse(segment, losses)
 
     def _read_at(
         self, ids: Ids, at_seq: int | None, base: int | None, segments: Sequence[Segment]

@@ -102,6 +102,13 @@ class History:
         """Keys and values, older versions included. Reads every one."""
         return self._versions.stored_bytes()
 
+    def check(self) -> None:
+        """RecordDamaged where a row, of any version, is not as it was written."""
+        for name, seq in self._versions.all():
+            index = int.from_bytes(name, "big")
+            for content in self._versions.newest([name], [self._place(index)], seq):
+                self._checked(index, content or b"")
+
     def drop_after(self, seq: int) -> Iterator[Op]:
         """Ops that forget every merge above `seq`, one by one. Reads every key of the run's history."""
         return self._versions.drop_after(seq)

@@ -35,6 +35,8 @@ from .store import Store
 
 BLOCK = 4096
 """Ids of a row."""
+ALL_BLOCKS = (1 << 32) - 1
+"""More than any dataset has."""
 BYTES_A_LOSS = 64
 """At worst: a row for itself, its head, its key, and the page that it shares."""
 
@@ -166,6 +168,10 @@ class Segments:
         span = prefix + first.to_bytes(4, "big"), prefix + stop.to_bytes(4, "big")
         for key, value in self._store.scan(Table.SEGMENTS, *span):
             yield self._decode(segment.seq, key, value)
+
+    def refuse(self, segment: Segment, found: int) -> None:
+        """RecordDamaged: it has not all of its losses."""
+        raise RecordDamaged(self._place(segment.seq), f"expected {segment.losses} losses, found {found}")
 
     def read_blocks(self, segment: Segment, blocks: Sequence[int]) -> Iterator[Losses]:
         """Its losses of these blocks, as far as it has any."""

@@ -22,6 +22,7 @@ import contextlib
 import logging
 import math
 import os
+import struct
 import threading
 import time
 from collections import deque
@@ -31,11 +32,13 @@ from pathlib import Path
 from typing import Literal
 
 import lmdb
+import lmdb.verify
 
 from . import creation
 from .errors import (
     RecordDamaged,
     StoreBusy,
+    StoreDamaged,
     StoreError,
     StoreFailed,
     StoreFull,
@@ -57,8 +60,10 @@ __all__ = [
     "Op",
     "Put",
     "RecordDamaged",
+    "Snapshot",
     "Store",
     "StoreBusy",
+    "StoreDamaged",
     "StoreError",
     "StoreFailed",
     "StoreFull",
@@ -212,6 +217,10 @@ class Store:
         if not interval > 0:
             raise ValueError(f"interval must be a number of seconds above 0, not {interval}")
         directory.mkdir(parents=True, exist_ok=True)
+        # Before anything is written, the lock file included: a folder of a newer program stays as it is. What else
+        # may be wrong is said when nobody else writes to it.
+        with contextlib.suppress(StoreFailed, StoreDamaged):
+            check_format(directory)
         store = cls(directory, durability, interval, map_size, max_map_size, max_queue_bytes)
         try:
             store._start()
@@ -466,6 +475,12 @@ class Store:
             if self._settled < target and self._full is not None:
                 raise self._full
 
+    def forget_stale_readers(self) -> int:
+        """Has pages that only processes read which died be used again: a child that was killed, say. How many there
+        were. The writer looks for them before each commit."""
+        with self._gate.shared(WAIT_SECONDS):
+            return 0 if self._env is None else int(self._env.reader_check())
+
     # How full it is.
 
     def _room(self) -> int:
@@ -483,12 +498,8 @@ class Store:
     def _measure(self) -> int:
         """Bytes of the pages that are in use. Some 20 microseconds. Within the gate, or on the writer thread."""
         assert self._env is not None
-        pages = 0
         with self._env.begin() as txn:
-            for table in (None, *self._tables.values()):
-                stat = txn.stat() if table is None else txn.stat(table)
-                pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-        return pages * int(self._env.stat()["psize"])
+            return _pages_in_use(txn, self._tables) * int(self._env.stat()["psize"])
 
     def _no_room(self, live: int, needed: int, kept: int | None = None) -> StoreFull:
         kept = kept or reserve(self._max_map_size)
@@ -503,7 +514,9 @@ class Store:
     def _start(self) -> None:
         try:
             if creation.exists(self._directory):
-                self._refuse_newer()
+                # Once more, now that nobody else may change it.
+                check_whole(self._directory)
+                check_format(self._directory)
             else:
                 creation.create_whole(self._directory, self._make_environment)
             self._open_environment()
@@ -521,29 +534,6 @@ class Store:
                 txn.put(_FORMAT, u64(FORMAT_VERSION), db=meta)
         finally:
             env.close()
-
-    def _refuse_newer(self) -> None:
-        env = lmdb.open(
-            str(self._directory), max_dbs=len(Table), readonly=True, lock=False, map_size=self._map_size
-        )
-        try:
-            with env.begin() as txn:
-                if txn.stat()["entries"] == 0:
-                    return
-                found = txn.get(_FORMAT, db=env.open_db(Table.META.encode(), txn=txn, create=False))
-        except lmdb.NotFoundError:
-            found = None
-        finally:
-            env.close()
-        if found is None:
-            raise StoreFailed(
-                f"{self._directory}/data.mdb has no format version: it is not a Steelyard store"
-            )
-        version = int.from_bytes(found, "big")
-        if version > FORMAT_VERSION:
-            raise StoreTooNew(
-                f"{self._directory} has format {version}; this program knows {FORMAT_VERSION} and older"
-            )
 
     def _open_environment(self) -> None:
         env = lmdb.open(
@@ -802,9 +792,10 @@ class Store:
                 break
             except lmdb.MapFullError:
                 self._grow(self._map_size * 2)
+        ended = time.monotonic()
         with self._changed:
             self._commits += 1
-            self._last_commit_seconds = time.monotonic() - started
+            self._last_commit_seconds = ended - started
         self.on_commit(self._last_commit_seconds)
 
     def _grow_ahead(self, size: int) -> None:
@@ -903,6 +894,189 @@ class Store:
                 log.exception("%s: a durability callback raised; going on", self._directory)
 
 
+class Snapshot(Store):
+    """What a directory held at one moment, to be read for as long as that takes while another process goes on writing,
+    or of one that nobody writes. Pages that were freed since are not used again meanwhile, so the file grows.
+
+    For one thread. Nothing can be written. What the tail alone holds is not in it. Read it in a process that may die:
+    a truncated file kills its reader by SIGBUS.
+    """
+
+    def __init__(self, directory: Path, *, shared: bool) -> None:
+        """`shared`: somebody may write to it, and is told by LMDB's lock file of this reader. StoreFailed: it is no
+        store that can be opened. StoreTooNew."""
+        self._directory = directory
+        self._process = os.getpid()
+        self._gate = Gate()
+        self._generation = 0
+        self._healthy = True
+        creation.is_short(directory)
+        try:
+            env = lmdb.open(
+                str(directory),
+                readonly=True,
+                create=False,
+                lock=shared,
+                max_dbs=len(Table),
+                max_readers=512,
+                max_spare_txns=0,
+                readahead=False,
+            )
+            self._env = env
+            self._txn = env.begin()
+            _refuse_newer(directory, env, self._txn)
+            self._tables = {}
+            for table in Table:
+                with contextlib.suppress(lmdb.NotFoundError):  # an older program knew fewer
+                    self._tables[table] = env.open_db(table.encode(), txn=self._txn, create=False)
+        except lmdb.Error as error:
+            raise StoreFailed(f"{directory} could not be opened: {error}") from error
+
+    @property
+    def format(self) -> int:
+        return int.from_bytes(self.get(Table.META, _FORMAT) or b"", "big")
+
+    @property
+    def transaction(self) -> int:
+        """LMDB's number of the last commit that is in it."""
+        return self._txn.id()
+
+    def entries(self, table: Table) -> int:
+        """How many rows LMDB counts in a table."""
+        with self._reading() as (txn, tables):
+            return int(txn.stat(tables[table])["entries"]) if table in tables else 0
+
+    def pages(self) -> tuple[int, int, int]:
+        """(bytes of a page, pages up to the last that was ever used, pages in use)."""
+        assert self._env is not None
+        size = int(self._env.stat()["psize"])
+        return size, self._env.info()["last_pgno"] + 1, _pages_in_use(self._txn, self._tables)
+
+    def copy(self, descriptor: int) -> None:
+        """Writes the whole, without the pages that are free, to a pipe or a file: one that LMDB can open. OSError
+        where it takes no more; StoreFailed where the pages cannot be read."""
+        assert self._env is not None
+        try:
+            self._env.copyfd(descriptor, compact=True, txn=self._txn)
+        except lmdb.Error as error:
+            raise StoreFailed(f"{self._directory} could not be copied: {error}") from error
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        return super().get(table, key) if table in self._tables else None
+
+    def get_many(self, table: Table, keys: Sequence[bytes]) -> list[bytes | None]:
+        return super().get_many(table, keys) if table in self._tables else [None] * len(keys)
+
+    def scan(
+        self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False, limit: int | None = None
+    ) -> list[tuple[bytes, bytes]]:
+        found = table in self._tables
+        return super().scan(table, start, stop, reverse=reverse, limit=limit) if found else []
+
+    def keys(
+        self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False, limit: int | None = None
+    ) -> list[bytes]:
+        found = table in self._tables
+        return super().keys(table, start, stop, reverse=reverse, limit=limit) if found else []
+
+    def last_of(
+        self, table: Table, ranges: Sequence[tuple[bytes, bytes]]
+    ) -> list[tuple[bytes, bytes] | None]:
+        return super().last_of(table, ranges) if table in self._tables else [None] * len(ranges)
+
+    def walk(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        """Every row of a table, in the order in which LMDB has them. RecordDamaged where it cannot go on."""
+        if table in self._tables:
+            with self._reading() as (txn, tables), txn.cursor(db=tables[table]) as cursor:
+                yield from cursor
+
+    def walk_range(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """The rows of [start, stop), as `walk`."""
+        if table in self._tables:
+            with self._reading() as (txn, tables), txn.cursor(db=tables[table]) as cursor:
+                for key in _walk(cursor, start, stop, False, None):
+                    yield key, cursor.value()
+
+    def write(
+        self,
+        ops: Sequence[Op],
+        on_durable: OnDurable,
+        *,
+        now: bool = False,
+        awaited: bool = False,
+        frees: bool = False,
+    ) -> None:
+        raise StoreError(f"{self._directory} was opened to be read")
+
+    def commit(self, ops: Sequence[Op], *, frees: bool = False) -> None:
+        raise StoreError(f"{self._directory} was opened to be read")
+
+    def close(self, timeout: float = WAIT_SECONDS) -> None:
+        self._txn.abort()
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[tuple[lmdb.Transaction[bytes], dict[Table, lmdb._Database]]]:
+        try:
+            yield self._txn, self._tables
+        except lmdb.Error as error:
+            raise RecordDamaged(f"{self._directory}", f"LMDB could not read: {error}") from error
+
+
+def check_format(directory: Path) -> None:
+    """StoreTooNew where a newer program wrote `directory`, StoreFailed where it is no store, StoreDamaged where that
+    cannot be told. Writes nothing at all, and does nothing where there is no environment yet, or only a part of one."""
+    if not creation.exists(directory) or creation.is_short(directory):
+        return
+    try:
+        env = lmdb.open(str(directory), max_dbs=len(Table), readonly=True, lock=False, create=False)
+    except lmdb.Error as error:
+        raise StoreDamaged(directory, str(error)) from error
+    try:
+        with env.begin() as txn:
+            _refuse_newer(directory, env, txn)
+    except lmdb.Error as error:
+        raise StoreDamaged(directory, str(error)) from error
+    finally:
+        env.close()
+
+
+def _refuse_newer(directory: Path, env: lmdb.Environment, txn: lmdb.Transaction[bytes]) -> None:
+    if txn.stat()["entries"] == 0:
+        return
+    try:
+        found = txn.get(_FORMAT, db=env.open_db(Table.META.encode(), txn=txn, create=False))
+    except lmdb.NotFoundError:
+        found = None
+    if found is None:
+        raise StoreFailed(f"{directory}/data.mdb has no format version: it is not a Steelyard store")
+    version = int.from_bytes(found, "big")
+    if version > FORMAT_VERSION:
+        raise StoreTooNew(f"{directory} has format {version}; this program knows {FORMAT_VERSION} and older")
+
+
+def check_whole(directory: Path) -> None:
+    """StoreDamaged where the data file ends before its last page: to read there would kill the process. Nobody may
+    write to it. Costs a look at its first pages, and a walk through it where it is short."""
+    if creation.is_short(directory):
+        found = faults(directory)
+        if found:
+            raise StoreDamaged(directory, f"{creation.DATA} is shorter than what is in it; {found[0]}")
+
+
+def faults(directory: Path) -> list[str]:
+    """What is wrong with the pages of the data file: how they hang together, their heads, the order of keys, which are
+    free; not what the values say. Nobody may write to it. Reads it by read(), so no damage can kill; some 100 MB a
+    second.
+    """
+    try:
+        return list(lmdb.verify.verify(str(directory / creation.DATA), subdir=False))  # type: ignore[no-untyped-call]
+    except (lmdb.verify.VerifyError, struct.error, IndexError) as error:
+        return [str(error)]
+
+
 def _apply(txn: lmdb.Transaction[bytes], tables: dict[Table, lmdb._Database], op: Op) -> None:
     if isinstance(op, Put):
         txn.put(op.key, op.value, db=tables[op.table])
@@ -939,6 +1113,14 @@ def _last(cursor: lmdb.Cursor[bytes], start: bytes, stop: bytes) -> tuple[bytes,
 def _seek_before(cursor: lmdb.Cursor[bytes], stop: bytes) -> bool:
     """Moves to the last key below `stop`."""
     return cursor.prev() if cursor.set_range(stop) else cursor.last()
+
+
+def _pages_in_use(txn: lmdb.Transaction[bytes], tables: dict[Table, lmdb._Database]) -> int:
+    pages = 0
+    for table in (None, *tables.values()):
+        stat = txn.stat() if table is None else txn.stat(table)
+        pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+    return pages
 
 
 def _used_bytes(env: lmdb.Environment) -> int:

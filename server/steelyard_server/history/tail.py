@@ -103,6 +103,15 @@ class Tail:
             self._descriptor = -1
 
 
+def described(path: Path) -> tuple[int, int, int]:
+    """(whole records, their bytes, bytes behind them that are no whole record) of a tail file, which is not changed."""
+    data = path.read_bytes() if path.exists() else b""
+    records = place = 0
+    while place < len(data) and (payload := _payload(data, place)) is not None:
+        records, place = records + 1, place + _FRAME.size + len(payload)
+    return records, place, len(data) - place
+
+
 def _record(epoch: int, number: int, puts: Sequence[Put]) -> bytes:
     parts = [_HEAD.pack(epoch, number, len(puts))]
     for put in puts:

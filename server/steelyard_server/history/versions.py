@@ -50,6 +50,12 @@ class Versions:
         top = U64_MAX if at_seq is None else at_seq
         return [name for name, seqs in self._groups() if seqs[0] <= top]
 
+    def all(self) -> Iterator[tuple[bytes, int]]:
+        """(name, seq) of every version. Reads every key of the owner."""
+        for name, seqs in self._groups():
+            for seq in seqs:
+                yield name, seq
+
     def stored_bytes(self) -> int:
         """Keys and values of every version. Reads each."""
         return self.store.size_of(self._table, *prefix_range(u64(self._owner)))

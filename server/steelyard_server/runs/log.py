@@ -261,6 +261,18 @@ class RunLog:
         )
         return loose(), [*began, row]
 
+    def replayed(self) -> Iterator[tuple[RunState, RunState]]:
+        """(state, saved) for each checkpoint that the journal leads to: as it is folded from the checkpoint before,
+        or from the beginning, and as it was saved. RecordDamaged where a record of it is damaged."""
+        before = 0
+        for seq, _ in self._checkpoints.list():
+            if (before or self._begins_at_creation()) and seq <= self.journal.piece_end(before):
+                state, start, chain = self._base(before)
+                for _, event in self.journal.read(start, seq, chain=chain):
+                    state.apply(event)
+                yield state, self._base(seq)[0]
+            before = seq
+
     # ---- queries ----
 
     def oldest_step(self) -> int:

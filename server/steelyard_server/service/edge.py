@@ -12,6 +12,8 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from steelyard.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
     datasets_pb2,
     datasets_pb2_grpc,
     events_pb2,
@@ -22,7 +24,9 @@ from steelyard.v1 import (
     trainer_pb2_grpc,
 )
 from steelyard_server.config import Settings
+from steelyard_server.keeping.keeper import Keeper
 from steelyard_server.runs.catalog import Catalog
+from steelyard_server.service.admin import AdminService
 from steelyard_server.service.calls import offloaded
 from steelyard_server.service.datasets import DatasetService
 from steelyard_server.service.events import EventService
@@ -35,6 +39,7 @@ SERVICES = (
     runs_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
     trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name,
     events_pb2.DESCRIPTOR.services_by_name["EventService"].full_name,
+    admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
 )
 
 Options = list[tuple[str, int]]
@@ -46,6 +51,7 @@ _NEVER = (1 << 31) - 1
 def build(
     settings: Settings,
     catalog: Catalog,
+    keeper: Keeper,
     calls: Executor,
     health_servicer: health.aio.HealthServicer,
     guard: Guard,
@@ -64,6 +70,8 @@ def build(
     events = offloaded(EventService(catalog), calls)
     events_pb2_grpc.add_EventServiceServicer_to_server(events, server)
     trainer_pb2_grpc.add_TrainerServiceServicer_to_server(TrainerService(catalog), server)
+    admin = offloaded(AdminService(keeper), calls)
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     # Both for admins alone where there is an access file (security/rules.py).
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

@@ -9,6 +9,7 @@ from steelyard_server.history.errors import (
     StoreError,
     StoreFull,
 )
+from steelyard_server.keeping.errors import BusyError, KeepingError, RefusedError
 from steelyard_server.log import logger
 from steelyard_server.policies.policy import PolicyError
 from steelyard_server.runs.errors import (
@@ -37,6 +38,9 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (Unavailable, grpc.StatusCode.UNAVAILABLE),
     (Exhausted, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (RecordDamaged, grpc.StatusCode.DATA_LOSS),
+    (BusyError, grpc.StatusCode.ABORTED),
+    (RefusedError, grpc.StatusCode.FAILED_PRECONDITION),
+    (KeepingError, grpc.StatusCode.INTERNAL),
     (StoreFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (StoreError, grpc.StatusCode.UNAVAILABLE),
 )

@@ -1,0 +1,1 @@
+"""Backups, restores, checks and compaction of what the store holds."""

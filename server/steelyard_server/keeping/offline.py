@@ -1,0 +1,77 @@
+"""Backups and checks of a folder that no server holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from steelyard_server.history.creation import DATA
+from steelyard_server.history.lockfile import LockFile
+from steelyard_server.history.store import Store
+
+from .errors import DiedError, RefusedError
+from .manifest import Manifest
+from .places import place_at
+from .work import Task
+from .writing import PART_BYTES
+
+_UNLIMITED = 1e12
+
+
+def backup(directory: Path, to: str, seconds: float) -> dict[str, Any]:
+    """As a server makes one. StoreBusy where one holds the directory: ask it instead."""
+    _must_hold_a_store(directory)
+    # What a killed server left in its tail is in the file then.
+    Store.open(directory).close()
+    lock = LockFile(directory)
+    try:
+        place_at(to).sweep()
+        task = Task(
+            "backup",
+            "the backup",
+            directory=str(directory),
+            to=to,
+            shared=False,
+            rate=_UNLIMITED,
+            part_bytes=PART_BYTES,
+        )
+        made = Manifest.model_validate(task.run(seconds))
+    finally:
+        lock.release()
+    return {
+        "name": made.name,
+        "place": place_at(to).where,
+        "bytes": made.bytes,
+        "runs": {run.name: run.next_step for run in made.runs},
+    }
+
+
+def check(directory: Path, deep: bool, seconds: float) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """(findings, report) of a folder, nothing of which is changed but its lock file. StoreBusy: a server holds it."""
+    _must_hold_a_store(directory)
+    findings: list[dict[str, str]] = []
+
+    def note(said: dict[str, Any]) -> None:
+        if "finding" in said:
+            found = dict(said["finding"])
+            found["remedy"] = found.pop("do")
+            findings.append(found)
+
+    task = Task("check", "the check", directory=str(directory), shared=False, deep=deep, expected=None)
+    lock = LockFile(directory)
+    try:
+        report = task.run(seconds, note)
+    except DiedError as died:
+        remedy = "restore a backup (`steelyard restore`)"
+        findings.append(
+            {"severity": "damage", "where": str(directory / DATA), "what": str(died), "remedy": remedy}
+        )
+        report = {}
+    finally:
+        lock.release()
+    return findings, report
+
+
+def _must_hold_a_store(directory: Path) -> None:
+    if not (directory / DATA).exists():
+        raise RefusedError(f"{directory} holds no store: it has no {DATA}")

@@ -1,0 +1,180 @@
+"""Puts a backup in place of nothing: fetched beside its place, verified by a child process, and made the store by one
+rename.
+
+What a kill leaves at any point is a folder without a store, in which a server refuses to begin a new one
+(creation.py) and a restore may be begun again; or the whole store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from steelyard_server.history.creation import DATA, RESTORING, sync_directory
+from steelyard_server.history.lockfile import LockFile
+from steelyard_server.history.store import FORMAT_VERSION
+from steelyard_server.log import logger
+
+from . import manifest
+from .checking import held_by
+from .errors import NotWholeError, RefusedError
+from .manifest import Manifest
+from .places import VERIFIED, Place, backup_at
+from .work import Task
+
+_log = logger(__name__)
+
+SECONDS = 6 * 3600.0
+"""How long the verification may take."""
+
+_LEFTOVERS = {RESTORING, "LOCK", "lock.mdb", "lost+found", "draft"}
+"""What a folder may hold that counts as empty: what a killed restore leaves, and what a new file system begins with."""
+_PIECE = 1 << 20
+_NAMED = 3
+
+
+def restore(source: str, directory: Path, *, say: Callable[[str], None] = lambda _: None) -> Manifest:
+    """Makes `directory` what the backup at `source` holds; of a place with several, the newest.
+
+    NotWholeError, DiedError: the backup is not used. RefusedError: the directory holds something, or the backup is of a
+    newer program. StoreBusy: somebody holds the directory. In all these cases it is as it was before.
+    """
+    place, name = backup_at(source)
+    made = whole_manifest(place, name)
+    _check_empty(directory)
+    existed = directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = LockFile(directory)
+    try:
+        _check_empty(directory)
+        draft = directory / RESTORING
+        try:
+            _fetch(place, made, draft, say)
+            _verify(draft, made, say)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        (draft / DATA).replace(directory / DATA)
+        sync_directory(directory)
+        sync_directory(directory.parent)
+        shutil.rmtree(draft, ignore_errors=True)
+    except BaseException:
+        if not existed:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
+    finally:
+        lock.release()
+    _record(place, name)
+    return made
+
+
+def verify(
+    source: str, scratch: Path | None = None, *, say: Callable[[str], None] = lambda _: None
+) -> Manifest:
+    """The restore drill: fetches and verifies a backup in a folder of its own, below `scratch`, that is removed.
+    Records in the place of the backup that this was done. Errors as of `restore`."""
+    place, name = backup_at(source)
+    made = whole_manifest(place, name)
+    with tempfile.TemporaryDirectory(prefix="steelyard-verify-", dir=scratch) as folder:
+        draft = Path(folder) / RESTORING
+        _fetch(place, made, draft, say)
+        _verify(draft, made, say)
+    _record(place, name)
+    return made
+
+
+def whole_manifest(place: Place, name: str) -> Manifest:
+    """NotWholeError where there is none. RefusedError: a newer program wrote the backup."""
+    where = f"{place.where}/{name}"
+    data = place.read(name, manifest.FILE)
+    if data is None:
+        raise NotWholeError(f"{where} has no {manifest.FILE}: it is no whole backup")
+    made = manifest.from_bytes(data, where)
+    if made.store_format > FORMAT_VERSION:
+        raise RefusedError(
+            f"{where} has store format {made.store_format}; this program knows {FORMAT_VERSION} and older. Restore it "
+            f"with Steelyard {made.steelyard_version} or newer"
+        )
+    return made
+
+
+def _check_empty(directory: Path) -> None:
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise RefusedError(f"{directory} is no folder")
+    tail = directory / "tail"
+    found = {path.name for path in directory.iterdir()} - _LEFTOVERS
+    if found == {"tail"} and not tail.stat().st_size:
+        return
+    if found:
+        holder = held_by(directory)
+        raise RefusedError(
+            f"expected {directory} to be empty or not there, found {', '.join(sorted(found)[:5])}"
+            f"{'' if holder is None else f' ({holder})'}: a restore overwrites nothing; move the folder aside first"
+        )
+
+
+def _fetch(place: Place, made: Manifest, draft: Path, say: Callable[[str], None]) -> None:
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    free = shutil.disk_usage(draft).free
+    if free < made.bytes:
+        raise RefusedError(f"{draft.parent} has {free} bytes free; the backup takes {made.bytes}")
+    with (draft / DATA).open("xb") as out:
+        for part in made.parts:
+            say(f"fetching {made.name}/{part.name}: {part.bytes} bytes")
+            digest, size = hashlib.sha256(), 0
+            with place.open(made.name, part.name) as stream:
+                while piece := stream.read(_PIECE):
+                    out.write(piece)
+                    digest.update(piece)
+                    size += len(piece)
+            if (size, digest.hexdigest()) != (part.bytes, part.sha256):
+                raise NotWholeError(
+                    f"{place.where}/{made.name}/{part.name} is not what was written: expected {part.bytes} bytes of "
+                    f"SHA-256 {part.sha256}, found {size} of {digest.hexdigest()}"
+                )
+        out.flush()
+        os.fsync(out.fileno())
+    sync_directory(draft)
+
+
+def _verify(draft: Path, made: Manifest, say: Callable[[str], None]) -> None:
+    say("verifying every page, row, record and run")
+    damages: list[str] = []
+
+    def note(said: dict[str, dict[str, str]]) -> None:
+        finding = said.get("finding")
+        if finding is not None and finding["severity"] == "damage":
+            damages.append(f"{finding['where']}: {finding['what']}")
+
+    task = Task(
+        "check",
+        f"the verification of {made.name}",
+        directory=str(draft),
+        shared=False,
+        deep=False,
+        expected=made.model_dump(mode="json"),
+    )
+    task.run(SECONDS, note)
+    if damages:
+        more = f"; and {len(damages) - _NAMED} more" if len(damages) > _NAMED else ""
+        raise NotWholeError(f"{made.name} is damaged and was not used: {'; '.join(damages[:_NAMED])}{more}")
+
+
+def _record(place: Place, name: str) -> None:
+    """That this backup was read back whole: beside it, and for the whole place, which outlives it."""
+    data = json.dumps({"name": name, "verified_unix_seconds": time.time()}).encode()
+    for at in (name, ""):
+        try:
+            place.leave(at, VERIFIED, data)
+        except Exception as error:
+            _log.warning("verification_not_recorded", place=place.where, error=str(error))
+            return

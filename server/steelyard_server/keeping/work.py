@@ -1,0 +1,141 @@
+"""Has a child process do what may kill or hold up whoever does it: a truncated LMDB file ends its reader by SIGBUS,
+and a walk through gigabytes holds the interpreter.
+
+    parent → stdin of the child: the task as a line of JSON; it stays open, and when it closes the child ends
+    child  → stdout: lines of JSON, {"said": ...} as it goes on, then one {"done": ...} or {"failed": [kind, message]}
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .errors import KINDS, DiedError, KeepingError
+
+_MOST_COMPLAINT = 2000
+_POLL_SECONDS = 0.2
+_END_SECONDS = 10.0
+
+Said = Callable[[Any], None]
+
+
+class Task:
+    """One piece of work in a child. `stop` may be called from any thread."""
+
+    def __init__(self, name: str, what: str, **arguments: Any) -> None:
+        """`name` is one of worker.TASKS; `what` says in words, for messages, what is done: "the backup"."""
+        self._what = what
+        self._stopped = threading.Event()
+        self._line = json.dumps({"task": name, "arguments": arguments}) + "\n"
+
+    def stop(self) -> None:
+        """Ends it at once; what it was doing is as after a kill."""
+        self._stopped.set()
+
+    def run(self, seconds: float, said: Said = lambda _: None) -> Any:
+        """Its result. `said` is called for what it says as it goes on. KeepingError: what it failed by; DiedError where
+        it died or took longer than `seconds`."""
+        result: Any = None
+        for kind, value in self.lines(seconds):
+            if kind == "said":
+                said(value)
+            else:
+                result = value
+        return result
+
+    def lines(self, seconds: float) -> Iterator[tuple[str, Any]]:
+        """("said", value) as it goes on, then ("done", value). Errors as of `run`."""
+        child = subprocess.Popen(
+            [sys.executable, "-m", "steelyard_server.keeping.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield from self._conversation(child, seconds)
+        finally:
+            child.kill()
+            child.wait(_END_SECONDS)
+            for stream in (child.stdin, child.stdout, child.stderr):
+                if stream is not None:
+                    stream.close()
+
+    def _conversation(self, child: subprocess.Popen[str], seconds: float) -> Iterator[tuple[str, Any]]:
+        assert child.stdin is not None
+        lines: queue.Queue[str | None] = queue.Queue()
+        complaints: list[str] = []
+        readers = [
+            threading.Thread(target=_read_lines, args=(child.stdout, lines.put), daemon=True),
+            threading.Thread(target=_read_lines, args=(child.stderr, complaints.append), daemon=True),
+        ]
+        for reader in readers:
+            reader.start()
+        try:
+            child.stdin.write(self._line)
+            child.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has died, which is told below
+        deadline = time.monotonic() + seconds
+        while True:
+            line = self._next(lines, deadline, seconds)
+            if line is None:
+                break
+            message = json.loads(line)
+            if "failed" in message:
+                kind, text = message["failed"]
+                raise KINDS.get(kind, KeepingError)(text)
+            yield next(iter(message.items()))
+            if "done" in message:
+                return
+        status = child.wait(_END_SECONDS)
+        for reader in readers:
+            reader.join(_END_SECONDS)
+        raise DiedError(f"{self._what} failed: its process {ended_by(status)}{_last(complaints)}")
+
+    def _next(self, lines: queue.Queue[str | None], deadline: float, seconds: float) -> str | None:
+        while True:
+            if self._stopped.is_set():
+                raise DiedError(f"{self._what} was broken off")
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise DiedError(f"{self._what} did not end within {seconds:.0f} s and was broken off")
+            try:
+                return lines.get(timeout=min(left, _POLL_SECONDS))
+            except queue.Empty:
+                continue
+
+
+def ended_by(status: int) -> str:
+    """How a process ended, in words."""
+    if status >= 0:
+        return f"ended with status {status}"
+    number = -status
+    why = {
+        signal.SIGBUS: ": the file is shorter than what is in it",
+        signal.SIGSEGV: ": pages of the file are not what they should be",
+        signal.SIGABRT: ": pages of the file are not what they should be",
+        signal.SIGKILL: ", by somebody, or for want of memory",
+    }
+    try:
+        return f"was killed by {signal.Signals(number).name}{why.get(signal.Signals(number), '')}"
+    except ValueError:
+        return f"was killed by signal {number}"
+
+
+def _read_lines(stream: Any, take: Callable[[str | None], object]) -> None:
+    for line in stream:
+        take(line)
+    take(None)
+
+
+def _last(complaints: list[str]) -> str:
+    text = " ".join("".join(line for line in complaints if line).split())
+    return f" ({text[-_MOST_COMPLAINT:]})" if text else ""
