@@ -1,0 +1,76 @@
+"""Small stores with something of everything in them, made once by a real server."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import steelyard
+from steelyard_server.keeping.manifest import Manifest
+from steelyard_server.keeping.places import place_at
+from steelyard_server.keeping.writing import write_backup
+
+BATCH = 8
+Train = Callable[[steelyard.Run, int], list[list[int]]]
+
+
+def trained(run: steelyard.Run, steps: int) -> list[list[int]]:
+    """Draws and reports so many steps; the ids of each. Losses follow from the ids: a run can be lived again."""
+    drawn = []
+    with run.join(rank=0, world_size=1) as session:
+        for _ in range(steps):
+            batch = session.next()
+            drawn.append(batch.ids.tolist())
+            session.report(batch, ((batch.ids % 7) / 3.0 + 0.1).astype(np.float32))
+    return drawn
+
+
+@pytest.fixture
+def train() -> Train:
+    return trained
+
+
+def _fill(directory: Path) -> None:
+    for life in range(2):
+        with steelyard.local(directory, kernels="numpy") as client:
+            client.create_dataset("text", size=300, fingerprint="f1", exist_ok=True)
+            plain = client.create_run("plain", dataset="text", batch_size=BATCH, exist_ok=True)
+            scored = client.create_run(
+                "scored", dataset="text", batch_size=BATCH, history_size=4, exist_ok=True,
+                draw={"method": "scored", "score": "last_loss"},
+            )  # fmt: skip
+            trained(plain, 12)
+            trained(scored, 12)
+            if life:
+                scored.bookmark("kept", 3)
+                scored.rewind(8)
+                scored.fork("branch", step=5)
+                client.retire("text", [3, 4])
+                client.set_column("text", "domain", np.arange(300) % 3)
+                trained(scored, 3)
+                trained(client.run("branch"), 4)
+
+
+@pytest.fixture(scope="session")
+def _original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("store") / "data"
+    _fill(directory)
+    return directory
+
+
+@pytest.fixture
+def store_dir(_original: Path, tmp_path: Path) -> Path:
+    """A copy of a store that no server holds: two runs, a fork, a bookmark, checkpoints, what a rewind leaves."""
+    return Path(shutil.copytree(_original, tmp_path / "data"))
+
+
+@pytest.fixture
+def backed_up(store_dir: Path, tmp_path: Path) -> tuple[Path, Manifest]:
+    """A folder with one backup of that store, in three parts."""
+    place = tmp_path / "backups"
+    size = (store_dir / "data.mdb").stat().st_size
+    return place, write_backup(store_dir, place_at(str(place)), shared=False, part_bytes=size // 3 + 1)
