@@ -216,7 +216,8 @@ class Server:
     # ---- on the event loop ----
 
     async def _start(self) -> None:
-        assert self._catalog is not None and self._backups is not None, "opened before"
+        assert self._catalog is not None, "opened before"
+        assert self._backups is not None, "opened before"
         observe = Observe(self._metrics, self._traces)
         self.guard = Guard(self._settings, self._gatekeeper, self._catalog.dataset_of)
         self._grpc = edge.build(

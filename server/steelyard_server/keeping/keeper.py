@@ -80,8 +80,8 @@ class Keeper:
         tell: Callable[[KeepingStatus], object] = lambda _: None,
     ) -> None:
         """`to`: where backups go; no other place is written to, but for what lies below it. `interval`: seconds between
-        scheduled ones, 0 for none. `keep`: how many are kept there. `timeout`: how many seconds one may take. `tell` is told of
-        each new status, on any thread."""
+        scheduled ones, 0 for none. `keep`: how many are kept there. `timeout`: how many seconds one may take. `tell`
+        is told of each new status, on any thread."""
         self._store = store
         self._directory = directory
         self._to = to
