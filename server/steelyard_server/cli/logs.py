@@ -20,7 +20,12 @@ def configure(level: str, form: Literal["console", "json"]) -> None:
     if form == "json":
         render += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        render += [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        console = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            # The one that it takes where it finds rich shows local variables: payloads and tokens among them.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
+        render += [console]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -28,3 +33,5 @@ def configure(level: str, form: Literal["console", "json"]) -> None:
         )
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # At debug it tells of its event loops, several times a call.
+    logging.getLogger("grpc").setLevel(max(logging.INFO, logging.getLogger().level))

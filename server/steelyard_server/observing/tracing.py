@@ -90,19 +90,12 @@ def configured() -> Traces:
             f"tracing = true needs OpenTelemetry, of which {error.name} is not installed: pip install"
             " 'steelyard[server,otel]', or leave tracing off"
         ) from None
-    # What the environment says is stronger.
-    resource = Resource.create({SERVICE_NAME: "steelyard"}).merge(Resource.create())
-    resource = Resource({**resource.attributes, **_named()})
+    resource = Resource.create()
+    if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
+        resource = resource.merge(Resource({SERVICE_NAME: "steelyard"}))
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return OtelTraces(provider)
-
-
-def _named() -> dict[str, str]:
-    from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector
-
-    name = OTELResourceDetector().detect().attributes.get(SERVICE_NAME, "steelyard")
-    return {SERVICE_NAME: str(name)}
 
 
 class OtelTraces:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 
+_POLL_SECONDS = 0.1
+"""How soon it hears that it is to be closed."""
+
+
 class _ThreadingServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     # Whoever stops the server does not wait for who reads slowly.
@@ -40,7 +44,9 @@ class HttpEndpoint:
             host.strip("[]"), int(port), app, server_class=_ThreadingServer, handler_class=_QuietHandler
         )
         self.address = f"{host}:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_POLL_SECONDS,), name="http", daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:
