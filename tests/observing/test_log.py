@@ -118,9 +118,10 @@ def test_what_an_inner_interceptor_binds_stands_in_every_line_of_the_call(
 
     build = edge.build
 
-    def guarded(settings, catalog, threads, health, interceptors=()):
+    def guarded(*arguments):
+        *others, interceptors = arguments
         assert isinstance(interceptors[0], Observe)
-        return build(settings, catalog, threads, health, [*interceptors, Guard()])
+        return build(*others, [*interceptors, Guard()])
 
     monkeypatch.setattr(edge, "build", guarded)
     server = watched()
