@@ -116,7 +116,7 @@ def test_what_an_inner_interceptor_binds_stands_in_every_line_of_the_call(
             bind_contextvars(principal="team-a")
             return await continuation(details)
 
-    build = edge.build
+    build: Any = edge.build
 
     def guarded(*arguments):
         *others, interceptors = arguments
