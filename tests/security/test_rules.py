@@ -39,7 +39,8 @@ def served() -> dict[str, grpc.RpcMethodHandler]:
 
             cast("Any", grpc.aio).server = heard
             try:
-                edge.build(settings, cast("Any", _NoCatalog), calls, edge.health.aio.HealthServicer(), guard)
+                health = edge.health.aio.HealthServicer()
+                edge.build(settings, cast("Any", _NoCatalog), cast("Any", None), calls, health, guard)
             finally:
                 cast("Any", grpc.aio).server = real
 
@@ -56,7 +57,9 @@ SERVED = served()
 
 def test_what_is_served_is_known():
     services = {path.split("/")[1] for path in SERVED}
-    assert services >= {f"steelyard.v1.{name}Service" for name in ("Dataset", "Run", "Trainer", "Event")}
+    assert services >= {
+        f"steelyard.v1.{name}Service" for name in ("Dataset", "Run", "Trainer", "Event", "Admin")
+    }
     assert services >= {"grpc.health.v1.Health", "grpc.channelz.v1.Channelz"}
 
 
