@@ -1,5 +1,6 @@
 """Bad input over the bare protocol: each with its status and message, and the run unharmed."""
 
+import math
 import re
 
 import grpc
@@ -214,6 +215,18 @@ def ids(*values):
 
 
 CALLS = [
+    *(
+        (
+            "datasets",
+            "SetColumn",
+            datasets_pb2.SetColumnRequest(
+                name="d", column="q", start=start, values=wire.pack(np.ones(2), np.float32)
+            ),
+            "INVALID_ARGUMENT",
+            f"0..39; got {max(start, 40)}",
+        )
+        for start in (39, 40, 2**63 - 1, 2**63, 2**64 - 1)
+    ),
     ("runs", "GetRun", runs_pb2.GetRunRequest(name="x"), "NOT_FOUND", "no run 'x'"),
     ("runs", "GetStats", runs_pb2.GetStatsRequest(name=""), "NOT_FOUND", "no run ''"),
     (
@@ -449,6 +462,12 @@ def spec(draw, weigh=None, **fields):
             "staleness",
         ),
         (spec({"method": "scored", "score": "x" * 100_000}), "INVALID_ARGUMENT", "draw|score|x"),
+        (spec({"method": "scored", "alpha": math.inf}), "INVALID_ARGUMENT", "draw.alpha: .* finite.* inf"),
+        (
+            spec({"method": "shuffle"}, {"a": {"b": [1, math.nan]}}),
+            "INVALID_ARGUMENT",
+            r"weigh.a.b\[1\]: .*nan",
+        ),
     ],
 )
 def test_a_specification_that_cannot_be_is_refused(runs, raw, refused, asked, code, said):

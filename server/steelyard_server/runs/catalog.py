@@ -149,6 +149,9 @@ class Catalog:
         _check_name("column", column)
         with self._changes.of(("dataset", name)):
             dataset = self._dataset(name)
+            if ids is None and len(values) and start >= dataset.row.size:
+                # Before it is a number that an array cannot hold.
+                raise Invalid(f"expected ids 0..{dataset.row.size - 1}; got {start} at position 0")
             at = np.arange(start, start + len(values), dtype=np.int64) if ids is None else ids
             self._check_values(dataset, column, at, values)
             row, ops = self._registry.set_column(dataset.row, column, at, values)

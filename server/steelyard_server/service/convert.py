@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import grpc
 import numpy as np
 import numpy.typing as npt
-from google.protobuf import json_format, struct_pb2
+from google.protobuf import struct_pb2
 
 from steelyard import wire
 from steelyard.v1 import arrays_pb2, datasets_pb2, runs_pb2, trainer_pb2
@@ -106,28 +107,40 @@ def struct(values: Mapping[str, Any]) -> struct_pb2.Struct:
     return message
 
 
-def plain(message: struct_pb2.Struct) -> dict[str, Any]:
-    """A Struct as JSON values; whole numbers, which a Struct keeps as doubles, are ints again."""
-    return {key: _whole(value) for key, value in json_format.MessageToDict(message).items()}
+def plain(message: struct_pb2.Struct, name: str) -> dict[str, Any]:
+    """A Struct as JSON values; whole numbers, which a Struct keeps as doubles, are ints again.
+
+    Invalid where a number is not finite: JSON has none, so the journal could not keep it.
+    """
+    return {key: _plain(value, f"{name}.{key}") for key, value in message.fields.items()}
 
 
-def _whole(value: Any) -> Any:
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return int(value)
-    if isinstance(value, list):
-        return [_whole(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _whole(item) for key, item in value.items()}
-    return value
+def _plain(value: struct_pb2.Value, place: str) -> Any:
+    match value.WhichOneof("kind"):
+        case "number_value":
+            number = value.number_value
+            if not math.isfinite(number):
+                raise Invalid(f"{place}: expected a finite number; got {number}")
+            return int(number) if number.is_integer() and abs(number) < 2**53 else number
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+        case "struct_value":
+            return plain(value.struct_value, place)
+        case "list_value":
+            return [_plain(item, f"{place}[{at}]") for at, item in enumerate(value.list_value.values)]
+        case _:
+            return None
 
 
 def policy_parts(
     message: runs_pb2.Policy,
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, Any] | None]:
     """draw, weigh and mix; None where the message does not say."""
-    draw = plain(message.draw) if message.HasField("draw") else None
-    weigher = plain(message.weigh) if message.HasField("weigh") else None
-    mix = plain(message.mix) if message.HasField("mix") else None
+    draw = plain(message.draw, "draw") if message.HasField("draw") else None
+    weigher = plain(message.weigh, "weigh") if message.HasField("weigh") else None
+    mix = plain(message.mix, "mix") if message.HasField("mix") else None
     return draw, weigher, mix
 
 
