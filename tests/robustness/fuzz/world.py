@@ -49,7 +49,7 @@ SECONDS = 20.0
 BYSTANDER = "left-alone-5f1c"
 BYSTANDER_STEPS = 60
 """After which it is made anew: the twin grows slower with each."""
-_QUIET_SECONDS = 0.003
+_QUIET_SECONDS = 0.001
 """What a stream's message is given to be handled before the next comes: how much is handled together is part of what
 is tried, so it need not be exact."""
 _MOST_ANSWERS = 1000
