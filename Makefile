@@ -7,6 +7,7 @@
 #   make peers   what some of them are held against, each into an environment of its own; optional, 8 GB
 #   make plots   two pictures of what make bench found
 #   make faults [ONLY="disk full" ROUNDS=20 MINUTES=5]   disturb servers under load, and write tests/robustness/README.md
+#   make fuzz MINUTES=15   fuzz every handler; with atheris where it has a wheel for this Python (3.11 to 3.13, Linux)
 #   make gen     generate code from proto/, METHODS.md from the methods, and METRICS.md
 #   make monitoring   the alert rules and the dashboard
 #   make promtool     Prometheus and its rule checker from Debian's archive, unpacked into .venv: nothing is installed
@@ -38,7 +39,7 @@ MINUTES ?= 5
 SOURCES := client server tests proto $(wildcard trainer_example deploy)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench peers plots crash faults gen release-schema clean lint types generated schema kernels monitoring promtool image lock deploy-check
+.PHONY: demo test check bench peers plots crash faults fuzz gen release-schema clean lint types generated schema kernels monitoring promtool image lock deploy-check
 
 demo: $(VENV)/ready
 	$(PY) trainer_example/demo.py
@@ -88,6 +89,11 @@ lock: | $(PY)
 deploy-check: $(VENV)/deploy/ready $(VENV)/ready
 	$(PY) deploy/chart/generate.py --check
 	$(DEPLOY) deploy/check.py
+
+# Without atheris the same search goes at random.
+fuzz: $(VENV)/ready
+	$(PY) $(PIP_INSTALL) --group fuzz || echo "fuzz: atheris has no wheel for this Python; searching at random" >&2
+	$(PY) tests/robustness/fuzz/run.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # Compiles them once, so that no test or measurement waits for it; nothing is done where that was.
 kernels: $(VENV)/ready

@@ -17,12 +17,29 @@ from steelyard.v1 import arrays_pb2
 from tests.robustness.fuzz.inputs import Item, packed, unpacked
 
 Dice = random.Random
+Field = Any
+"""A FieldDescriptor: there are two of that name, which differ by the implementation of protobuf."""
 
 _INTEGERS = (0, 1, 2, 3, 7, 8, 9, 47, 48, 49, 255, 256, 257, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
 _LONG_INTEGERS = (*_INTEGERS, 1 << 32, (1 << 53) + 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
-_NUMBERS = (0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 8.0, 48.0, 1e-300, 1e-38, 3e38, 1e39, 1e300, -1e300)
+_NUMBERS: tuple[float, ...] = (
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    0.5,
+    2.0,
+    8.0,
+    48.0,
+    1e-300,
+    1e-38,
+    3e38,
+    1e39,
+    1e300,
+    -1e300,
+)
 _NUMBERS += (float("nan"), float("inf"), -float("inf"), 2.0**31, 2.0**53, 2.0**64)
-_TEXTS = (
+_TEXTS: tuple[str, ...] = (
     "",
     "d",
     "r",
@@ -110,10 +127,12 @@ def alter(message: Message, dice: Dice, depth: int = 0) -> None:
     if isinstance(message, arrays_pb2.Array):
         _alter_array(message, dice)
         return
-    fields = list(message.DESCRIPTOR.fields)
+    fields: list[Field] = list(message.DESCRIPTOR.fields)
     if not fields:
         return
-    inner = [field for field, _ in message.ListFields() if field.type == FieldDescriptor.TYPE_MESSAGE]
+    inner: list[Field] = [
+        field for field, _ in message.ListFields() if field.type == FieldDescriptor.TYPE_MESSAGE
+    ]
     # Most of the time deeper, where there is something: the outer fields are few.
     field = dice.choice(inner) if inner and depth < 8 and dice.random() < 0.75 else dice.choice(fields)
     if _is_map(field):
@@ -149,7 +168,7 @@ def _alter_array(array: arrays_pb2.Array, dice: Dice) -> None:
             array.count, array.data = count, _flipped(kept, dice) if kept and dice.random() < 0.5 else kept
 
 
-def _alter_map(values: Any, field: FieldDescriptor, dice: Dice, depth: int) -> None:
+def _alter_map(values: Any, field: Field, dice: Dice, depth: int) -> None:
     keys = sorted(values)
     if keys and dice.random() < 0.15:
         del values[dice.choice(keys)]
@@ -159,7 +178,7 @@ def _alter_map(values: Any, field: FieldDescriptor, dice: Dice, depth: int) -> N
         alter(values[dice.choice(_TEXTS)], dice, depth + 1)
 
 
-def _alter_list(values: Any, field: FieldDescriptor, dice: Dice, depth: int) -> None:
+def _alter_list(values: Any, field: Field, dice: Dice, depth: int) -> None:
     roll = dice.random()
     is_message = field.type == FieldDescriptor.TYPE_MESSAGE
     if values and roll < 0.15:
@@ -177,12 +196,12 @@ def _alter_list(values: Any, field: FieldDescriptor, dice: Dice, depth: int) -> 
         values[dice.randrange(len(values))] = _value(field, dice, None)
 
 
-def _value(field: FieldDescriptor, dice: Dice, now: Any) -> Any:
+def _value(field: Field, dice: Dice, now: Any) -> Any:
     return _VALUES[field.cpp_type](field, dice, now)
 
 
-def _integer(choices: Sequence[int], most: int) -> Callable[[FieldDescriptor, Dice, Any], int]:
-    def value(field: FieldDescriptor, dice: Dice, now: Any) -> int:
+def _integer(choices: Sequence[int], most: int) -> Callable[[Field, Dice, Any], int]:
+    def value(field: Field, dice: Dice, now: Any) -> int:
         if isinstance(now, int) and dice.random() < 0.3:
             return int(min(max(now + dice.choice((-1, 1)), 0), most))
         return min(dice.choice(choices), most)
@@ -190,13 +209,13 @@ def _integer(choices: Sequence[int], most: int) -> Callable[[FieldDescriptor, Di
     return value
 
 
-def _text(field: FieldDescriptor, dice: Dice, now: Any) -> Any:
+def _text(field: Field, dice: Dice, now: Any) -> Any:
     if field.type == FieldDescriptor.TYPE_BYTES:
         return dice.randbytes(dice.choice((0, 1, 4, 32)))
     return dice.choice(_TEXTS)
 
 
-_VALUES: dict[int, Callable[[FieldDescriptor, Dice, Any], Any]] = {
+_VALUES: dict[int, Callable[[Field, Dice, Any], Any]] = {
     FieldDescriptor.CPPTYPE_INT32: _integer(_INTEGERS, (1 << 31) - 1),
     FieldDescriptor.CPPTYPE_UINT32: _integer(_INTEGERS, (1 << 32) - 1),
     FieldDescriptor.CPPTYPE_INT64: _integer(_LONG_INTEGERS, (1 << 63) - 1),
@@ -209,5 +228,5 @@ _VALUES: dict[int, Callable[[FieldDescriptor, Dice, Any], Any]] = {
 }
 
 
-def _is_map(field: FieldDescriptor) -> bool:
+def _is_map(field: Field) -> bool:
     return field.message_type is not None and field.message_type.GetOptions().map_entry

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,9 @@ class Search:
         from tests.robustness.fuzz.world import World
 
         memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
-        folder = self._stack.enter_context(tempfile.TemporaryDirectory(dir=memory, ignore_cleanup_errors=True))
+        folder = self._stack.enter_context(
+            tempfile.TemporaryDirectory(dir=memory, ignore_cleanup_errors=True)
+        )
         return World(Path(folder))
 
     def close(self) -> None:
@@ -141,7 +143,13 @@ def by_coverage(atheris: Any, search: Search, seconds: float, seed: int, kept: P
         return mutated(data, max_size, seed, first)
 
     limits = f"-max_len={MOST_BYTES} -timeout={HANG_SECONDS} -rss_limit_mb={MEMORY_MIB} -max_total_time={seconds:.0f}"
-    arguments = [sys.argv[0], *limits.split(), f"-seed={seed}", f"-artifact_prefix={search.findings}/", str(kept)]
+    arguments = [
+        sys.argv[0],
+        *limits.split(),
+        f"-seed={seed}",
+        f"-artifact_prefix={search.findings}/",
+        str(kept),
+    ]
     atheris.Setup(arguments, search.play, custom_mutator=change)
     atheris.Fuzz()
 
@@ -169,26 +177,29 @@ def reported(search: Search) -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--findings", type=Path, default=ROOT / ".cache" / "fuzz" / "findings")
     parser.add_argument("--kept", type=Path, default=ROOT / ".cache" / "fuzz" / "kept")
-    parser.add_argument("--random", action="store_true", help="without coverage, also where atheris is installed")
+    parser.add_argument(
+        "--random", action="store_true", help="without coverage, also where atheris is installed"
+    )
     parser.add_argument("--replay", type=Path, nargs="*", default=[])
     asked = parser.parse_args(arguments)
     logging.getLogger("steelyard_server").setLevel(logging.CRITICAL + 1)
     search = Search(asked.findings)
     atheris = None if asked.random or asked.replay else watched(["steelyard_server", "steelyard"])
-    work: Callable[[], None]
-    if asked.replay:
-        work = lambda: [search.play(path.read_bytes()) for path in asked.replay] and None  # noqa: E731
-    elif atheris is None:
-        work = lambda: at_random(search, 60 * asked.minutes, asked.seed)  # noqa: E731
-    else:
-        work = lambda: by_coverage(atheris, search, 60 * asked.minutes, asked.seed, asked.kept)  # noqa: E731
     with reported(search):
-        work()
+        if asked.replay:
+            for path in asked.replay:
+                search.play(path.read_bytes())
+        elif atheris is None:
+            at_random(search, 60 * asked.minutes, asked.seed)
+        else:
+            by_coverage(atheris, search, 60 * asked.minutes, asked.seed, asked.kept)
     return 1 if search.found else 0
 
 

@@ -102,26 +102,30 @@ class World:
     def __init__(self, folder: Path) -> None:
         self._store = Store.open(folder, durability="interval", interval=0.5)
         limits = Limits(max_runs=12, max_datasets=12, max_examples=20_000)
-        self._catalog = Catalog(self._store, CheckpointRule(), 1 << 20, limits)
-        services = (DatasetService(self._catalog), RunService(self._catalog), EventService(self._catalog))
+        self.catalog = Catalog(self._store, CheckpointRule(), 1 << 20, limits)
+        services = (DatasetService(self.catalog), RunService(self.catalog), EventService(self.catalog))
         self._methods: dict[str, Callable[[Any], Any]] = {
             name: getattr(service, name)
             for name, _ in CALLS
             for service in services
             if hasattr(service, name)
         }
-        self._train = TrainerService(self._catalog).Train
+        self._train = TrainerService(self.catalog).Train
         self._loop = asyncio.new_event_loop()
         self._raised: list[str] = []
-        threading.excepthook = lambda one: self._raised.append(f"thread {one.thread}: {one.exc_value!r}")
+        self._hook, threading.excepthook = threading.excepthook, self._thread_raised
         self.counts: Counter[tuple[str, str]] = Counter()
         self._touched = True
         """Whether "d" is not, or may not be, what an input begins with."""
         self._bystander: Iterator[None] = iter(())
 
+    def _thread_raised(self, one: threading.ExceptHookArgs) -> None:
+        self._raised.append(f"thread {one.thread}: {one.exc_value!r}")
+
     def close(self) -> None:
+        threading.excepthook = self._hook
         self._loop.close()
-        self._catalog.close(time.monotonic() + SECONDS)
+        self.catalog.close(time.monotonic() + SECONDS)
         self._store.close(SECONDS)
 
     # ---- one input ----
@@ -207,29 +211,29 @@ class World:
             return 0 if record is None else record.drawn.digest
 
         with contextlib.suppress(Exception):
-            return self._catalog.run(name).ask(digest)
+            return self.catalog.run(name).ask(digest)
         return 0
 
     # ---- what an input begins with ----
 
     def _clear(self) -> None:
-        for info, _ in self._catalog.list_runs():
+        for info, _ in self.catalog.list_runs():
             if info.spec.name != BYSTANDER:
-                self._catalog.delete_run(info.spec.name)
-        for dataset in self._catalog.list_datasets():
+                self.catalog.delete_run(info.spec.name)
+        for dataset in self.catalog.list_datasets():
             if dataset.name != BYSTANDER and (dataset.name != "d" or self._touched):
-                self._catalog.delete_dataset(dataset.name)
+                self.catalog.delete_dataset(dataset.name)
 
     def _prepare(self) -> None:
         if self._touched:
-            self._catalog.create_dataset("d", SIZE, fingerprint="f", exist_ok=False)
+            self.catalog.create_dataset("d", SIZE, fingerprint="f", exist_ok=False)
             for number, column in enumerate(COLUMNS):
                 values = (np.arange(SIZE, dtype=np.float32) * 7 + number) % (3 if column == "group" else 11)
-                self._catalog.set_column("d", column, values, ids=None, start=0)
+                self.catalog.set_column("d", column, values, ids=None, start=0)
             self._touched = False
         spec = {"name": "r", "dataset": "d", "batch_size": BATCH, "seed": 5, "staleness": 2}
         draw = {"method": "scored", "score": "last_loss", "floor": 0.1}
-        self._catalog.create_run(parse_spec({**spec, "draw": draw, "weigh": {}}), exist_ok=False)
+        self.catalog.create_run(parse_spec({**spec, "draw": draw, "weigh": {}}), exist_ok=False)
 
     # ---- what it left ----
 
@@ -238,14 +242,14 @@ class World:
             raise FindingError("; ".join(self._raised))
         for row in Registry(self._store).runs():
             if row.name != BYSTANDER:
-                self._judge_run(row.name, row.run_id, forked=bool(self._catalog.parent_of(row.name)[0]))
+                self._judge_run(row.name, row.run_id, forked=bool(self.catalog.parent_of(row.name)[0]))
         if next(self._bystander, self) is self:
             self._bystander = self._life_of_bystander()
             next(self._bystander)
 
     def _judge_run(self, name: str, run_id: int, *, forked: bool) -> None:
         try:
-            run = self._catalog.run(name)
+            run = self.catalog.run(name)
         except Missing:
             return
         for last in (False, True):
@@ -267,8 +271,8 @@ class World:
     def _life_of_bystander(self) -> Iterator[None]:
         """One step at each turn, beside the twin."""
         with contextlib.suppress(Missing):
-            self._catalog.delete_run(BYSTANDER)
-        self._catalog.create_dataset(BYSTANDER, 24, fingerprint="", exist_ok=True)
+            self.catalog.delete_run(BYSTANDER)
+        self.catalog.create_dataset(BYSTANDER, 24, fingerprint="", exist_ok=True)
         spec = {
             "name": BYSTANDER,
             "dataset": BYSTANDER,
@@ -281,10 +285,10 @@ class World:
             "history_size": 4,
             "on_nonfinite": "skip",
         }
-        self._catalog.create_run(parse_spec(spec), exist_ok=False)
+        self.catalog.create_run(parse_spec(spec), exist_ok=False)
         twin = Twin(spec, 24)
         twin.begin_attempt("a", 1, None)
-        trainer = _Bystander(self._catalog.run(BYSTANDER))
+        trainer = _Bystander(self.catalog.run(BYSTANDER))
         for step in range(BYSTANDER_STEPS):
             batch = trainer.batch()
             twin.do(op.Draw(step))

@@ -1,0 +1,99 @@
+"""What the fuzzer begins with and has kept, played on a real store; and that it finds what is wrong.
+
+`make fuzz` searches further.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from steelyard.v1 import datasets_pb2, events_pb2, runs_pb2
+from steelyard_server.service.datasets import DatasetService
+from tests.robustness.fuzz import run, seeds
+from tests.robustness.fuzz.inputs import CALLS, call, packed, unpacked
+from tests.robustness.fuzz.mutate import mutated
+from tests.robustness.fuzz.world import BYSTANDER, FindingError, World
+
+pytestmark = pytest.mark.xdist_group("fuzz")
+
+
+@pytest.fixture
+def worlds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], World]]:
+    monkeypatch.setattr(logging.getLogger("steelyard_server"), "level", logging.CRITICAL + 1)
+    made: list[World] = []
+
+    def make() -> World:
+        made.append(World(tmp_path / str(len(made))))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.close()
+
+
+@pytest.fixture
+def world(worlds: Callable[[], World]) -> World:
+    return worlds()
+
+
+def test_what_the_fuzzer_has_kept_breaks_nothing(world):
+    for data in run.beginnings():
+        world.play(data)
+    answered = {name for name, code in world.counts if code == "OK"}
+    assert answered == {name for name, _ in CALLS} | {"Train"}
+
+
+def test_inputs_changed_at_random_break_nothing(world):
+    first = run.beginnings()
+    for number in range(60):
+        world.play(mutated(first[number % len(first)], run.MOST_BYTES, number, first))
+
+
+def test_every_call_of_the_services_is_fuzzed():
+    services = (
+        datasets_pb2.DESCRIPTOR.services_by_name["DatasetService"],
+        runs_pb2.DESCRIPTOR.services_by_name["RunService"],
+        events_pb2.DESCRIPTOR.services_by_name["EventService"],
+    )
+    expected = {(one.name, one.input_type.full_name) for service in services for one in service.methods}
+    assert {(name, kind.DESCRIPTOR.full_name) for name, kind in CALLS} == expected
+
+
+def test_any_bytes_are_an_input_and_packing_keeps_it():
+    dice = np.random.default_rng(1)
+    for size in range(200):
+        items = unpacked(dice.bytes(size))
+        assert unpacked(packed(items)) == items
+
+
+def test_a_handler_that_raises_what_is_in_no_table_is_found(worlds, monkeypatch):
+    def broken(self, request):
+        raise OverflowError("planted")
+
+    monkeypatch.setattr(DatasetService, "GetDataset", broken)
+    with pytest.raises(FindingError, match="GetDataset was answered INTERNAL.*planted"):
+        worlds().play(packed([call("GetDataset", datasets_pb2.GetDatasetRequest(name="d"))]))
+
+
+def test_a_run_that_is_not_the_fold_of_its_journal_is_found(world):
+    world.play(list(seeds.seeds())[1])
+
+    def spoil(state):
+        state.examples.columns["last_loss"][:] = 7
+
+    world.catalog.run("r").ask(spoil)
+    with pytest.raises(FindingError, match="'r' is not the fold of its journal"):
+        world.judge()
+
+
+def test_a_run_that_nobody_named_and_that_differs_from_the_twin_is_found(world):
+    world.judge()
+    world.catalog.change_policy(BYSTANDER, {"method": "shuffle"}, None)
+    world.judge()  # what was drawn before the change
+    with pytest.raises(FindingError, match="nobody named differs from the twin"):
+        world.judge()
