@@ -26,7 +26,7 @@ _WEIGHS = {"infobatch": {"weigh": {"method": "infobatch_rescale"}}}
 
 def seeds() -> Iterator[bytes]:
     yield packed(_owner())
-    close = call("CloseStep", runs_pb2.CloseStepRequest(name="r", step=4))
+    close = call("CloseStep", runs_pb2.CloseStepRequest(name="r", step=0))
     yield packed([*_joins(), *_trains(4), close, _says(leave=trainer_pb2.Leave())])
     yield packed([*_joins(world=2), *_trains(2)])
     yield packed([*_joins(), *_trains(3), *_changes(), *_joins(attempt="b", stream=1)])
