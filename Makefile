@@ -11,6 +11,8 @@
 #   make gen     generate code from proto/, METHODS.md from the methods, and METRICS.md
 #   make monitoring   the alert rules and the dashboard
 #   make promtool     Prometheus and its rule checker from Debian's archive, unpacked into .venv: nothing is installed
+#   make powercut [ROUNDS=100]   cut the power of a user-mode-linux machine whose disk holds the store
+#   make soak MINUTES=10     train as fast as it goes, and see that nothing grows
 #   make crash MINUTES=10 [SEED=7 ROUND=3]   kill servers and trainers for so long, and compare with runs in peace
 #
 #   make image   build the server's image without an engine, and try it; needs root, buildah, mmdebstrap
@@ -39,7 +41,7 @@ MINUTES ?= 5
 SOURCES := client server tests proto $(wildcard trainer_example deploy)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench peers plots crash faults fuzz gen release-schema clean lint types generated schema kernels monitoring promtool image lock deploy-check
+.PHONY: demo test check bench peers plots crash faults powercut soak fuzz gen release-schema clean lint types generated schema kernels monitoring promtool image lock deploy-check
 
 demo: $(VENV)/ready
 	$(PY) trainer_example/demo.py
@@ -94,6 +96,12 @@ deploy-check: $(VENV)/deploy/ready $(VENV)/ready
 fuzz: $(VENV)/ready
 	$(PY) $(PIP_INSTALL) --group fuzz || echo "fuzz: atheris has no wheel for this Python; searching at random" >&2
 	$(PY) tests/robustness/fuzz/run.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+powercut: $(VENV)/ready
+	$(PY) tests/robustness/faults/run.py --only "power cut" $(if $(ROUNDS),--rounds $(ROUNDS))
+
+soak: $(VENV)/ready kernels
+	STEELYARD_SOAK_MINUTES=$(MINUTES) $(PY) tests/robustness/faults/run.py --only soak
 
 # Compiles them once, so that no test or measurement waits for it; nothing is done where that was.
 kernels: $(VENV)/ready

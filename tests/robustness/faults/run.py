@@ -15,6 +15,7 @@ import random
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -28,7 +29,7 @@ from tests.robustness.faults.registry import Bench, Broken, CannotBeTried, Fault
 def main() -> int:
     options = _options()
     known = faults()
-    chosen = [one for one in known.values() if not options.only or options.only in one.name]
+    chosen = [known[options.only]] if options.only in known else _named(known, options.only)
     if not chosen:
         print(f"expected a part of the name of a fault: {', '.join(known)}; got {options.only!r}")
         return 2
@@ -39,6 +40,11 @@ def main() -> int:
     held = [] if options.table else [_play(one, options) for one in chosen]
     table.write()
     return 0 if all(held) else 1
+
+
+def _named(known: Mapping[str, Fault], part: str) -> list[Fault]:
+    """Those whose name has `part` in it."""
+    return [one for one in known.values() if part in one.name]
 
 
 def _play(one: Fault, options: argparse.Namespace) -> bool:
