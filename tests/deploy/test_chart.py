@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
+import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import steelyard
@@ -38,20 +39,15 @@ def test_probes_ask_the_health_port_for_names_that_the_server_has(charts: Any, c
     assert {name: int(config[key].rpartition(":")[2]) for name, key in KEYS.items()} == ports
 
 
+@pytest.mark.parametrize("case", CASES)
 def test_a_server_runs_by_the_rendered_file_answers_each_probe_and_a_client_and_drains(
-    charts: Any, tmp_path: Path, eventually: Callable[..., Any]
+    charts: Any, tmp_path: Path, eventually: Callable[..., Any], case: str
 ) -> None:
-    chart = charts["plain"]
-    config = tomllib.loads(chart.toml)
-    for key in KEYS.values():
-        host, _, _ = config[key].rpartition(":")
-        config[key] = f"{host.replace('0.0.0.0', '127.0.0.1')}:{free_port()}"
-    assert config.pop("insecure")
-    file = tmp_path / "steelyard.toml"
-    config["data_dir"] = str(tmp_path / "data")
-    config["kernels"] = "numpy"
-    file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items()))
-    arguments = [str(file) if part.endswith(".toml") else part for part in chart.container["args"]]
+    chart = charts[case]
+    arguments, config = here(chart, tmp_path)
+    credentials = None
+    if case != "plain":
+        credentials = secrets(chart, tmp_path)
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "steelyard_server", *arguments], stdout=log, stderr=log
@@ -60,16 +56,79 @@ def test_a_server_runs_by_the_rendered_file_answers_each_probe_and_a_client_and_
         for probe in NAMES:
             service = chart.container[probe]["grpc"]["service"]
             eventually(lambda service=service: status(config["health"], service) == "SERVING", SECONDS)
-        with steelyard.connect(config["listen"]) as client:
-            client.create_dataset("d", size=100)
-            run = client.create_run("r", dataset="d", batch_size=8)
+        with steelyard.connect(config["listen"], credentials=credentials) as client:
+            client.create_dataset("stdlib", size=100)
+            run = client.create_run("gpt-a", dataset="stdlib", batch_size=8)
             with run.join() as session:
                 assert len(session.next().ids) == 8
+        if case != "plain":
+            stranger = steelyard.Credentials(ca=tmp_path / "tls" / "ca.crt")
+            with (
+                steelyard.connect(config["listen"], credentials=stranger, timeout=2) as client,
+                pytest.raises(steelyard.SteelyardError, match="certificate|credentials"),
+            ):
+                client.list_runs()
         server.send_signal(signal.SIGTERM)
         assert server.wait(chart.pod["terminationGracePeriodSeconds"]) == 0
+    except BaseException:
+        print((tmp_path / "log").read_text())
+        raise
     finally:
         server.kill()
         server.wait(SECONDS)
+
+
+def here(chart: Any, folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """The container's arguments and settings, with its folders below `folder` and its addresses on loopback."""
+    config = tomllib.loads(chart.toml)
+    for key in KEYS.values():
+        config[key] = f"127.0.0.1:{free_port()}"
+    # Loopback needs neither.
+    config.pop("insecure", None)
+    assert config.pop("http_anywhere")
+    config["kernels"] = "numpy"
+    config = {
+        key: value
+        for key, value in config.items()
+        if key in Settings.model_fields or not key.startswith("backup_")
+    }
+    places = {mount["mountPath"] + "/": folder / mount["name"] for mount in chart.container["volumeMounts"]}
+    for place in places.values():
+        place.mkdir()
+    config = {key: moved(value, places) for key, value in config.items()}
+    text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items())
+    (folder / "config" / "steelyard.toml").write_text(text)
+    return [moved(part, places) for part in chart.container["args"]], config
+
+
+def moved(value: Any, places: dict[str, Path]) -> Any:
+    """A path below one of the container's folders as it is here; anything else as it is."""
+    for folder, place in places.items():
+        if isinstance(value, str) and value.startswith(folder):
+            return str(place / value.removeprefix(folder))
+    return value
+
+
+def secrets(chart: Any, folder: Path) -> steelyard.Credentials:
+    """What the Secrets of the two cases hold, in their folders; and what a client of the table shows."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "tls" / "ca.crt")
+    server = authority.issue_cert("127.0.0.1")
+    server.private_key_pem.write_to_path(folder / "tls" / "tls.key")
+    (folder / "tls" / "tls.crt").write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
+    table = folder / "access" / "access.toml"
+    if chart.all("Secret"):
+        table.write_text(chart.one("Secret")["stringData"]["access.toml"])
+        return steelyard.Credentials(ca=folder / "tls" / "ca.crt", token="of-no-use-outside-of-a-test")
+    table.write_text(
+        'principals = [{name = "t", certificates = ["trainer.example"], grants ='
+        ' [{verbs = ["draw", "report", "read", "admin"], runs = ["*"], datasets = ["*"]}]}]'
+    )
+    trainer = authority.issue_cert("trainer.example")
+    trainer.private_key_and_cert_chain_pem.write_to_path(folder / "trainer.pem")
+    return steelyard.Credentials(
+        ca=folder / "tls" / "ca.crt", cert=folder / "trainer.pem", key=folder / "trainer.pem"
+    )
 
 
 def status(address: str, service: str) -> str:
@@ -204,7 +263,7 @@ def test_the_table_of_principals_is_a_secret_and_in_no_other_object(charts: Any)
     table = tomllib.loads(chart.one("Secret")["stringData"]["access.toml"])
     assert [principal["name"] for principal in table["principals"]] == ["trainers"]
     others = [found for found in chart.objects if found["kind"] != "Secret"]
-    assert "spiffe" not in json.dumps(others)
+    assert "token_sha256" not in json.dumps(others)
 
 
 def test_a_changed_setting_restarts_the_pod(charts: Any) -> None:

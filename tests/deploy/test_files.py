@@ -1,0 +1,162 @@
+"""The image, the compose file, the systemd unit and the example job, beside what they start."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from steelyard_server.cli.verbs import cli
+from steelyard_server.config import Settings, load
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+
+
+def options(verb: str) -> set[str]:
+    """The flags of a verb of the command line."""
+    command = typer.main.get_command(cli)
+    found = command.get_command(None, verb)  # type: ignore[attr-defined, arg-type]
+    assert found is not None, f"expected a verb {verb!r}"
+    return {flag for parameter in found.params for flag in [*parameter.opts, *parameter.secondary_opts]}
+
+
+def locked(name: str) -> dict[str, tuple[str, int]]:
+    """Version and number of hashes of each package of a lock."""
+    text = (DEPLOY / "image" / name).read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+    found: dict[str, tuple[str, int]] = {}
+    for line in lines:
+        match = re.match(r"([\w.-]+)(?:\[[^]]*\])?==([^\s;]+)", line)
+        assert match, f"expected NAME==VERSION, got {line!r}"
+        found[canonicalize_name(match[1])] = (match[2], line.count("--hash=sha256:"))
+    return found
+
+
+def test_the_image_installs_what_the_server_needs_by_hash_and_nothing_of_training() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [Requirement(text) for text in [*project["dependencies"], *extras["server"], *extras["otel"]]]
+    found = locked("requirements.lock.txt")
+    for requirement in wanted:
+        version, _ = found[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version, prereleases=True), requirement
+    assert all(hashes for _, hashes in found.values())
+    assert not {"torch", "matplotlib", "pytest"} & found.keys()
+
+
+def test_the_wheel_of_the_image_is_built_by_what_the_project_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["dependency-groups"]["build"] == project["build-system"]["requires"]
+    found = locked("build.lock.txt")
+    for text in project["build-system"]["requires"]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(found[canonicalize_name(requirement.name)][0])
+    assert all(hashes for _, hashes in found.values())
+
+
+def test_the_image_is_given_all_that_the_wheel_is_made_of() -> None:
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    assert {part for line in copied for part in line.split()} <= kept
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = {
+        path.split("/")[0] for path in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    }
+    files = {project["project"]["readme"], *project["project"]["license-files"], "pyproject.toml"}
+    assert packages | files <= kept
+
+
+def test_the_image_is_started_as_it_is_by_its_number_and_by_no_shell() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    final = text.rpartition("FROM ")[2]
+    assert "USER 65532:65532" in final
+    assert 'ENTRYPOINT ["/opt/steelyard/bin/steelyard"]' in final
+    assert "RUN" not in final
+    # What kernels were compiled for must be what the server looks for.
+    [cpu] = {*re.findall(r"NUMBA_CPU_NAME=(\S+)", text)}
+    assert cpu == "generic"
+
+
+def test_flags_of_the_compose_file_are_the_servers(yaml: Any, tmp_path: Path) -> None:
+    [compose] = yaml("compose.yaml")
+    server = compose["services"]["server"]
+    verb, *flags = server["command"]
+    assert {flag.partition("=")[0] for flag in flags} <= options(verb)
+    given = dict(flag.removeprefix("--").replace("-", "_").split("=", 1) for flag in flags if "=" in flag)
+    switches = {flag.removeprefix("--").replace("-", "_"): True for flag in flags if "=" not in flag}
+    settings = load({**given, **switches}, environ={})
+    assert settings.http is not None
+    assert str(settings.data_dir).startswith(server["volumes"][0].partition(":")[2])
+    grace = int(server["stop_grace_period"].removesuffix("s"))
+    assert grace > settings.grace_seconds
+    assert f":{settings.http.rpartition(':')[2]}/readyz" in server["healthcheck"]["test"][-1]
+    [prometheus] = yaml("compose/prometheus.yaml")
+    [scrape] = prometheus["scrape_configs"]
+    assert scrape["static_configs"] == [{"targets": [f"server:{settings.http.rpartition(':')[2]}"]}]
+    assert "steelyard" in scrape["job_name"]
+
+
+def test_ports_of_the_compose_file_are_on_loopback_and_its_files_are_there(yaml: Any) -> None:
+    [compose] = yaml("compose.yaml")
+    for service in compose["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            assert source in compose["volumes"] or (DEPLOY / source).is_file(), volume
+        if "build" in service:
+            assert (ROOT / service["build"]["dockerfile"]).is_file()
+
+
+def test_the_unit_leaves_a_server_the_time_to_drain() -> None:
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read(DEPLOY / "systemd" / "steelyard.service")
+    service = unit["Service"]
+    assert int(service["TimeoutStopSec"]) > Settings.model_fields["grace_seconds"].default
+    _, verb, *flags = service["ExecStart"].split()
+    assert {flag for flag in flags if flag.startswith("--")} <= options(verb)
+
+
+def test_the_example_job_starts_what_the_example_is(yaml: Any) -> None:
+    service, policy, claim, job = yaml("examples/trainer-job.yaml")
+    spec = job["spec"]
+    pod = spec["template"]["spec"]
+    [container] = pod["containers"]
+    flags = dict(part.removeprefix("--").split("=", 1) for part in container["args"] if part.startswith("--"))
+    assert spec["completionMode"] == "Indexed"
+    assert int(flags["nnodes"]) == spec["completions"] == spec["parallelism"]
+    # Pod 0 by the name that the headless Service gives it.
+    name = job["metadata"]["name"]
+    assert flags["rdzv-endpoint"] == f"{name}-0.{pod['subdomain']}:{service['spec']['ports'][0]['port']}"
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["metadata"]["name"] == pod["subdomain"]
+    assert spec["template"]["metadata"]["labels"]["steelyard-client"] == "true"
+    assert (
+        policy["spec"]["podSelector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
+    )
+    text = (ROOT / "trainer_example" / "train.py").read_text()
+    script = container["args"].index("/opt/trainer/train.py")
+    own = [part.partition("=")[0] for part in container["args"][script + 1 :]]
+    assert own
+    assert all(f'"{flag}"' in text for flag in own)
+    variables = {variable["name"] for variable in container["env"]}
+    assert {"STEELYARD_CA", "STEELYARD_CERT", "STEELYARD_KEY"} <= variables
+    [claimed] = [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+    assert claimed["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+
+
+def test_the_server_has_the_versions_that_were_tried_here() -> None:
+    """Else the image holds other libraries than the tests: make lock, or install anew."""
+    found = locked("requirements.lock.txt")
+    for name in ("grpcio", "lmdb", "protobuf"):
+        if metadata.version(name).split(".")[0] != found[name][0].split(".")[0]:
+            pytest.fail(f"{name}: {metadata.version(name)} here, {found[name][0]} in the image")
