@@ -1,0 +1,118 @@
+"""The commands of deploy/RUNBOOK.md, read out of it and run under a folder that stands for the root of a host."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from tests.deploy.prometheus import ROOT, free_port
+
+PAGE = ROOT / "deploy" / "RUNBOOK.md"
+_SECONDS = 100.0
+
+
+def blocks() -> dict[str, str]:
+    """What the page says under each mark: <!-- walk: NAME -->, then a block of shell."""
+    found = re.findall(
+        r"<!-- walk: ([\w-]+) -->\n```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert len({name for name, _ in found}) == len(found), "a mark stands twice"
+    return dict(found)
+
+
+class Host:
+    """A host whose /opt and /var are folders under `root`, and whose addresses are free ports of loopback.
+
+    `said` holds what each block printed. Waits end after 100 seconds with what was printed until then.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._grpc, self._http = free_port(), free_port()
+        self._server: subprocess.Popen[bytes] | None = None
+        self._walked: list[str] = []
+        for folder in ("opt/steelyard", "var/lib/steelyard", "var/backups", "var/log"):
+            (root / folder).mkdir(parents=True)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._grpc}"
+
+    @property
+    def http(self) -> str:
+        return f"127.0.0.1:{self._http}"
+
+    @property
+    def walked(self) -> set[str]:
+        return set(self._walked)
+
+    def path(self, path: str) -> Path:
+        """Where an absolute path of the page is."""
+        return self._root / path.removeprefix("/")
+
+    def run(self, name: str, **variables: object) -> str:
+        """What the block `name` prints, with `variables` in its environment. AssertionError where it fails."""
+        script = self._script(name)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            env=self._environment(variables),
+            cwd=self._root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=_SECONDS,
+        )
+        assert done.returncode == 0, (
+            f"{name} ended with {done.returncode}:\n{script}\n{done.stdout}{self.log()}"
+        )
+        return done.stdout
+
+    def serve(self, name: str = "serve", **variables: object) -> int:
+        """Starts the block `name`, which serves until it is told to stop; the server's process id."""
+        with self.path("/var/log/steelyard.log").open("ab") as log:
+            self._server = subprocess.Popen(
+                ["bash", "-euc", f"exec {self._script(name)}"],
+                env=self._environment(variables),
+                cwd=self._root,
+                stdout=log,
+                stderr=log,
+            )
+        return self._server.pid
+
+    def ended(self) -> int:
+        """Waits for the server's end; its exit status."""
+        assert self._server is not None
+        status = self._server.wait(_SECONDS)
+        self._server = None
+        return status
+
+    def kill(self) -> None:
+        """kill -9, where one runs."""
+        if self._server is not None:
+            self._server.kill()
+            self.ended()
+
+    def log(self) -> str:
+        path = self.path("/var/log/steelyard.log")
+        return path.read_text(errors="replace")[-4000:] if path.exists() else ""
+
+    def lend_packages(self, version: str) -> None:
+        """Gives an installed version what it depends on, from the environment of this test: nothing is downloaded."""
+        [packages] = self.path(f"/opt/steelyard/{version}").glob("lib/python3*/site-packages")
+        (packages / "zz_lent.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+
+    def _script(self, name: str) -> str:
+        self._walked.append(name)
+        script = blocks()[name].replace("127.0.0.1:7077", self.address).replace("127.0.0.1:7078", self.http)
+        return re.sub(r"(?<![\w.])/(opt|var)/", rf"{self._root}/\1/", script)
+
+    def _environment(self, variables: dict[str, object]) -> dict[str, str]:
+        given = {name: str(value) for name, value in variables.items()}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        quiet = {"PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("STEELYARD_")}
+        return {**kept, "PATH": path, **quiet, **given}
