@@ -113,6 +113,13 @@ class Host:
     def _environment(self, variables: dict[str, object]) -> dict[str, str]:
         given = {name: str(value) for name, value in variables.items()}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        quiet = {"PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        quiet = {
+            "PIP_NO_DEPS": "1",
+            "PIP_NO_INDEX": "1",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "PIP_NO_COMPILE": "1",
+        }
+        # Batches are the same, and no minute goes to compiling for an installation that lives as long.
+        quiet["STEELYARD_KERNELS"] = "numpy"
         kept = {name: value for name, value in os.environ.items() if not name.startswith("STEELYARD_")}
         return {**kept, "PATH": path, **quiet, **given}

@@ -61,6 +61,7 @@ def trained(host: Host, by: str, steps: int) -> Served:
     return dict(json.loads(line) for line in done.stdout.splitlines())
 
 
+@pytest.mark.timeout(400)
 def test_the_runbook_from_an_older_version_to_a_restored_server_that_serves_what_would_have_followed(
     host: Host, now: Path, tmp_path_factory: pytest.TempPathFactory, eventually: Callable[..., Any]
 ) -> None:
