@@ -184,7 +184,9 @@ def systemd(out: Path) -> str:
     unit = DEPLOY / "systemd" / "steelyard.service"
     # The program that it starts is not on this machine.
     copy = out / "steelyard.service"
-    copy.write_text(unit.read_text(encoding="utf-8").replace("/opt/steelyard/bin/steelyard", sys.executable))
+    copy.write_text(
+        unit.read_text(encoding="utf-8").replace("/opt/steelyard/current/bin/steelyard", sys.executable)
+    )
     # What it says of other units of this machine is none of ours.
     lines = [
         line

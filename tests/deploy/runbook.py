@@ -71,11 +71,11 @@ class Host:
         )
         return done.stdout
 
-    def serve(self, name: str = "serve", **variables: object) -> int:
-        """Starts the block `name`, which serves until it is told to stop; the server's process id."""
+    def serve(self, **variables: object) -> int:
+        """Starts the block `serve`, which serves until it is told to stop; the server's process id."""
         with self.path("/var/log/steelyard.log").open("ab") as log:
             self._server = subprocess.Popen(
-                ["bash", "-euc", f"exec {self._script(name)}"],
+                ["bash", "-euc", f"exec {self._script('serve')}"],
                 env=self._environment(variables),
                 cwd=self._root,
                 stdout=log,
