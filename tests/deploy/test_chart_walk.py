@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,9 +14,7 @@ import trustme
 import steelyard
 from tests.deploy.pod import Pod
 from tests.deploy.programs.train import train
-from tests.deploy.prometheus import ROOT
 
-RENDERER = ROOT / ".venv" / "deploy" / "bin" / "python"
 ACCESS = """
 [[principals]]
 name = "trainers"
@@ -38,19 +34,6 @@ verbs = ["admin"]
 runs = ["*"]
 datasets = ["*"]
 """
-
-
-@pytest.fixture(scope="module")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the manifests of each file of values of the chart."""
-    if not RENDERER.exists():
-        missing = f"{RENDERER} was not found: `make deploy-check` makes it"
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
-    folder = tmp_path_factory.mktemp("rendered")
-    subprocess.run(
-        [RENDERER, ROOT / "deploy" / "check.py", "--only", "render", "--out", folder], check=True, timeout=100
-    )
-    return folder
 
 
 class Authority:
@@ -76,11 +59,10 @@ def credentials(folder: Path, secret: dict[str, bytes]) -> steelyard.Credentials
 
 
 def test_the_rendered_server_is_probed_trained_with_backed_up_lost_and_restored(
-    rendered: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    charts: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     with steelyard.local(tmp_path_factory.mktemp("twin")) as client:
         undisturbed = dict(train(client, 30))
-    objects: list[dict[str, Any]] = json.loads((rendered / "secret.json").read_text())
     authority = Authority()
     secrets = {
         "sampler-tls": authority.secret("localhost", "127.0.0.1"),
@@ -88,7 +70,7 @@ def test_the_rendered_server_is_probed_trained_with_backed_up_lost_and_restored(
         "sampler-backup-client": authority.secret("keeper.internal"),
     }
     trainer = credentials(tmp_path / "trainer", authority.secret("trainer.internal"))
-    pod = Pod(objects, tmp_path, secrets)
+    pod = Pod(charts["secret"].objects, tmp_path, secrets)
 
     def trained(steps: int) -> dict[int, list[int]]:
         with steelyard.connect(pod.address("grpc"), credentials=trainer) as client:
