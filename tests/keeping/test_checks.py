@@ -1,0 +1,297 @@
+"""Damage is found wherever something lives, is told in words, and no server starts on what would kill it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import steelyard
+from steelyard.errors import FailedPrecondition
+from steelyard_server.disk.v1 import checkpoints_pb2
+from steelyard_server.history import creation
+from steelyard_server.history.errors import StoreDamaged, StoreError, StoreFailed, StoreTooNew
+from steelyard_server.history.ops import Delete, Put, Table, prefix_range, u64
+from steelyard_server.history.registry import Registry
+from steelyard_server.history.sealed import seal, unseal
+from steelyard_server.history.store import FORMAT_VERSION, Snapshot, Store
+from steelyard_server.keeping.checking import check_store
+from steelyard_server.keeping.errors import DiedError
+from steelyard_server.keeping.offline import check
+from steelyard_server.keeping.work import Task, ended_by
+
+EVERYTHING = os.environ.get("STEELYARD_KEEPING") == "all"
+
+
+def checked(directory: Path, **how: Any) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """(report, findings), made in this process: for files that LMDB survives."""
+    said: list[dict[str, Any]] = []
+    report = check_store(directory, **{"shared": False, "deep": False, **how}, say=said.append)
+    return report, [one["finding"] for one in said if "finding" in one]
+
+
+def damages(findings: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [one for one in findings if one["severity"] == "damage"]
+
+
+def change(directory: Path, ops: Callable[[Store], list[Any]]) -> None:
+    store = Store.open(directory)
+    store.commit(ops(store))
+    store.close()
+
+
+def run_id(store: Store, name: str) -> int:
+    row = Registry(store).run(name)
+    assert row is not None
+    return row.run_id
+
+
+def test_nothing_is_found_in_a_store_that_was_only_used(store_dir: Path) -> None:
+    report, findings = checked(store_dir, deep=True)
+    assert findings == []
+    assert (report["datasets"], report["runs"], report["damages"]) == (1, 3, 0)
+    assert report["replayed_checkpoints"] >= 3
+    assert report["journal_records"] > 80
+
+
+def test_a_check_beside_the_runs_says_the_same(store_dir: Path, train: Any) -> None:
+    with steelyard.local(store_dir, kernels="numpy") as client:
+        train(client.run("plain"), 3)
+        said: list[str] = []
+        report = client.admin.check(deep=True, on_progress=said.append)
+    assert report.findings == ()
+    assert not report.damaged
+    assert report.figures["runs"] == 3
+    assert "run 'plain'" in said
+
+
+def _spots(directory: Path) -> Iterator[tuple[Table, bytes, bytes]]:
+    snapshot = Snapshot(directory, shared=False)
+    for table in Table:
+        if table is not Table.META:
+            yield from ((table, key, value) for key, value in snapshot.walk(table))
+    snapshot.close()
+
+
+def test_a_flip_of_any_value_is_found(store_dir: Path, tmp_path: Path) -> None:
+    """One bit of each stored value, another one for each row; with STEELYARD_KEEPING=all, of each byte. The file is
+    changed in place, as a disk would."""
+    whole = (store_dir / "data.mdb").read_bytes()
+    spots = list(_spots(store_dir))
+    assert {table for table, _, _ in spots} >= {
+        Table.JOURNAL, Table.STEPS, Table.CHECKPOINTS, Table.CHUNKS, Table.SEGMENTS, Table.RUNS, Table.DATASETS
+    }  # fmt: skip
+    missed, tried = [], 0
+    for number, (table, key, value) in enumerate(spots):
+        node = key + value
+        places = _all_of(whole, node) if len(node) < 2000 else _all_of(whole, value)
+        assert places, (table, key)
+        start = places[-1] + (len(key) if len(node) < 2000 else 0)
+        steps = range(len(value)) if EVERYTHING else [(number * 7919) % len(value)]
+        if not EVERYTHING and number % 3:
+            continue
+        for at in steps:
+            spoilt = bytearray(whole)
+            for place in places:  # LMDB keeps older copies of a page, which are free
+                spoilt[place + (start - places[-1]) + at] ^= 1 << (at + number) % 8
+            (store_dir / "data.mdb").write_bytes(spoilt)
+            tried += 1
+            try:
+                found = damages(checked(store_dir)[1])
+            except StoreError:
+                continue
+            if not found:
+                missed.append((table, key.hex(), at))
+    assert tried > 40
+    assert missed == []
+
+
+def _all_of(data: bytes, piece: bytes) -> list[int]:
+    places, at = [], data.find(piece)
+    while at >= 0:
+        places.append(at)
+        at = data.find(piece, at + 1)
+    return places
+
+
+def test_a_record_that_is_missing_or_from_elsewhere_is_found(store_dir: Path) -> None:
+    def lose(store: Store) -> list[Any]:
+        return [Delete(Table.JOURNAL, u64(run_id(store, "plain"), 7))]
+
+    change(store_dir, lose)
+    _, findings = checked(store_dir)
+    [found] = damages(findings)
+    assert found["where"].startswith("run 'plain', journal record 7")
+    assert "cannot be replayed past it" in found["what"]
+    assert "steelyard" in found["do"]
+
+
+def test_damage_is_told_with_the_run_and_what_to_do(store_dir: Path) -> None:
+    def spoil(store: Store) -> list[Any]:
+        key = u64(run_id(store, "plain"), 9)
+        value = bytearray(store.get(Table.JOURNAL, key) or b"")
+        value[-1] ^= 1
+        return [Put(Table.JOURNAL, key, bytes(value))]
+
+    change(store_dir, spoil)
+    findings, report = check(store_dir, False, 60)
+    [found] = damages(findings)
+    assert "run 'plain', journal record 9" in found["where"]
+    assert "rewind plain --step" in found["remedy"]
+    assert report["damages"] == 1
+
+
+def test_what_the_index_the_counter_and_the_owners_say_is_compared(store_dir: Path) -> None:
+    def spoil(store: Store) -> list[Any]:
+        return [
+            Put(Table.STEPS, u64(run_id(store, "plain"), 4), u64(1)),
+            Put(Table.META, b"next-id", u64(2)),
+            Put(Table.CHUNKS, u64(99) + b"x\0\0\0\0\0" + u64(1), b"12345"),
+        ]
+
+    change(store_dir, spoil)
+    _, findings = checked(store_dir)
+    told = " ".join(one["where"] + one["what"] for one in findings)
+    assert "the index of steps does not agree with the journal at 1 of them" in told
+    assert "a new run would get an id twice" in told
+    assert "belong to nothing there is (owners [99])" in told
+
+
+def test_a_state_that_the_journal_does_not_lead_to_is_found_by_a_deep_check(store_dir: Path) -> None:
+    """A checkpoint whose checksums hold, of another state: what only a replay can tell."""
+
+    def spoil(store: Store) -> list[Any]:
+        key, value = store.last_of(Table.CHECKPOINTS, [prefix_range(u64(run_id(store, "plain")))])[0] or (
+            b"",
+            b"",
+        )
+        row = checkpoints_pb2.Checkpoint.FromString(unseal("", key, value))
+        meta = json.loads(row.meta_json)
+        meta["counters"]["reported_losses"] = 5
+        row.meta_json = json.dumps(meta, sort_keys=True, separators=(",", ":"))
+        return [seal(Table.CHECKPOINTS, key, row.SerializeToString(deterministic=True))]
+
+    change(store_dir, spoil)
+    assert damages(checked(store_dir)[1]) == []
+    [found] = damages(checked(store_dir, deep=True)[1])
+    assert "replaying the journal up to it gives another state: counters" in found["what"]
+
+
+def test_a_file_cut_at_any_page_is_found_and_no_server_starts_on_it(store_dir: Path) -> None:
+    """Where what is cut off was free, the store is whole: then it is served."""
+    whole = (store_dir / "data.mdb").read_bytes()
+    served = 0
+    for size in range(0, len(whole), 4096 if EVERYTHING else 5 * 4096):
+        (store_dir / "data.mdb").write_bytes(whole[:size])
+        try:
+            found = damages(checked(store_dir)[1])
+        except StoreDamaged:
+            found = [{}]
+        if found:
+            with pytest.raises(StoreDamaged, match="steelyard restore"):
+                Store.open(store_dir)
+        else:
+            served += 1
+            Store.open(store_dir).close()
+    assert served < 4
+
+
+def test_a_file_that_is_damaged_or_no_store_at_all_is_refused_with_the_way_out(store_dir: Path) -> None:
+    whole = (store_dir / "data.mdb").read_bytes()
+    for data in (b"", b"x" * 8192, whole[:4096] + bytes(4096) + whole[8192:]):
+        (store_dir / "data.mdb").write_bytes(data)
+        with pytest.raises(FailedPrecondition, match=r"is damaged: .* `steelyard restore --from BACKUPS"):
+            steelyard.local(store_dir, kernels="numpy")
+        assert (store_dir / "data.mdb").read_bytes() == data
+
+
+def test_a_reader_that_a_truncated_file_kills_is_told_of_in_words(store_dir: Path, tmp_path: Path) -> None:
+    """As of a backup that goes to disk while somebody cuts the file: not the server dies."""
+    program = (
+        "import os, sys; from pathlib import Path; from steelyard_server.history.store import Snapshot, Table\n"
+        "d = Path(sys.argv[1]); s = Snapshot(d, shared=False); os.truncate(d / 'data.mdb', 8192)\n"
+        "print(sum(len(v) for t in Table for _, v in s.walk(t)))"
+    )
+    died = subprocess.run(
+        [sys.executable, "-c", program, str(store_dir)], capture_output=True, timeout=60, check=False
+    )
+    assert died.returncode < 0, "LMDB survives it by now: then there is no need for child processes"
+    assert ended_by(died.returncode) == "was killed by SIGBUS: the file is shorter than what is in it"
+
+
+def test_work_that_takes_too_long_is_broken_off(store_dir: Path, tmp_path: Path) -> None:
+    task = Task(
+        "backup",
+        "the backup",
+        directory=str(store_dir),
+        to=str(tmp_path / "b"),
+        shared=False,
+        rate=1000,
+        part_bytes=4096,
+    )
+    with pytest.raises(DiedError, match="the backup did not end within 2 s"):
+        task.run(2)
+    assert [path.name[:9] for path in (tmp_path / "b").iterdir()] in ([".partial-"], [])
+
+
+def _folder(directory: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in directory.iterdir()
+        if path.is_file()
+    }
+
+
+def test_a_newer_format_is_refused_and_not_a_byte_of_the_folder_changes(store_dir: Path) -> None:
+    change(store_dir, lambda _: [Put(Table.META, b"format", u64(FORMAT_VERSION + 1))])
+    for leftover in ("LOCK", "lock.mdb", "tail"):
+        (store_dir / leftover).unlink(missing_ok=True)
+    before = _folder(store_dir)
+    assert list(before) == ["data.mdb"]
+    for _ in range(2):
+        with pytest.raises(
+            StoreTooNew, match=f"has format {FORMAT_VERSION + 1}; this program knows {FORMAT_VERSION}"
+        ):
+            Store.open(store_dir)
+        with pytest.raises(StoreTooNew):
+            Snapshot(store_dir, shared=False)
+    assert _folder(store_dir) == before
+
+
+def test_an_older_format_is_marked_by_one_commit_and_nothing_else_changes(store_dir: Path) -> None:
+    change(store_dir, lambda _: [Put(Table.META, b"format", u64(1))])
+    _, findings = checked(store_dir)
+    assert ["its format is 1" in one["what"] for one in findings] == [True]
+
+    def rows() -> dict[tuple[str, bytes], bytes]:
+        return {(table, key): value for table, key, value in _spots(store_dir)}
+
+    before = rows()
+    Store.open(store_dir).close()
+    snapshot = Snapshot(store_dir, shared=False)
+    assert snapshot.format == FORMAT_VERSION
+    snapshot.close()
+    assert rows() == before
+
+
+def test_no_store_is_begun_where_a_restore_was_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "data" / creation.RESTORING).mkdir(parents=True)
+    with pytest.raises(StoreFailed, match="a restore into .* was begun and did not end"):
+        Store.open(tmp_path / "data")
+    assert not (tmp_path / "data" / "data.mdb").exists()
+
+
+def test_a_snapshot_stays_as_it_was_and_takes_no_writes(store_dir: Path) -> None:
+    snapshot = Snapshot(store_dir, shared=False)
+    with pytest.raises(StoreError, match="opened to be read"):
+        snapshot.commit([])
+    with pytest.raises(StoreError, match="opened to be read"):
+        snapshot.write([], lambda _: None)
+    snapshot.close()
