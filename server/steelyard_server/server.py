@@ -143,7 +143,9 @@ class Server:
             # Left by a server that was killed: whoever waits for the file must not find an old one.
             settings.port_file.unlink(missing_ok=True)
         rule = CheckpointRule(settings.checkpoint_interval_seconds, int(settings.checkpoint_journal_bytes))
-        limits = Limits(settings.max_runs, settings.max_datasets, settings.max_examples)
+        limits = Limits(
+            settings.max_runs, settings.max_datasets, settings.max_examples, settings.max_draws_per_call
+        )
         self._catalog = Catalog(store, rule, int(settings.max_message_bytes), limits)
         self._backups = _keeper(settings, store, self.facts)
         self._disk = DiskWatch(settings.data_dir, store)

@@ -59,7 +59,9 @@ class Catalog:
         self, store: Store, rule: CheckpointRule, max_message_bytes: int, limits: Limits | None = None
     ) -> None:
         self.max_message_bytes = max_message_bytes
-        self._admission = Admission(limits or Limits(), self._use)
+        limits = limits or Limits()
+        self._max_draws = limits.max_draws_per_call
+        self._admission = Admission(limits, self._use)
         self._store = store
         self._rule = rule
         self._registry = registry.Registry(store)
@@ -424,7 +426,14 @@ class Catalog:
             dataset = self._dataset(row.dataset)
             return list(news_for(state, dataset, lambda column: self._column(dataset, column)))
 
-        return Run(self._store, lambda: self._open_log(row), row.name, rule=self._rule, reconcile=news)
+        return Run(
+            self._store,
+            lambda: self._open_log(row),
+            row.name,
+            rule=self._rule,
+            reconcile=news,
+            max_draws=self._max_draws,
+        )
 
     def _open_log(self, row: registry.Run) -> RunLog:
         history_size = int(row.spec["history_size"])

@@ -17,6 +17,7 @@ class Limits:
     max_runs: int = 1000
     max_datasets: int = 1000
     max_examples: int = 10**10
+    max_draws_per_call: int = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from steelyard.split import split
-from steelyard_server.runs.errors import Exists, Invalid, Superseded, Unready
+from steelyard_server.runs.errors import Exhausted, Exists, Invalid, Superseded, Unready
 from steelyard_server.runs.messages import Join, Outbox
 from steelyard_server.runs.state import Attempts
 
@@ -99,6 +99,16 @@ def check_credit(credit: int, window: int) -> None:
     so far ahead that steps of the others are given up."""
     if credit > window:
         raise Invalid(f"expected credit for at most {window} batches at a time; got {credit}")
+
+
+def check_draws(credit: int, slice_size: int, most: int) -> None:
+    """Exhausted where so many slices hold more than `most` examples: it bounds what waits for a trainer in bytes. One
+    may always be asked for."""
+    if credit > max(1, most // max(1, slice_size)):
+        raise Exhausted(
+            f"expected credit for at most {most} examples at a time (max_draws_per_call); got {credit} batches of"
+            f" {slice_size}"
+        )
 
 
 def check_join(join: Join) -> None:

@@ -21,6 +21,7 @@ from steelyard_server.runs.audit import Unweighed
 from steelyard_server.runs.errors import Missing, Superseded, Unavailable, Unready
 from steelyard_server.runs.figures import Figures, figures_of
 from steelyard_server.runs.journaled import CheckpointRule, Journaled
+from steelyard_server.runs.limits import Limits
 from steelyard_server.runs.log import RunLog
 from steelyard_server.runs.mailbox import Mailbox
 from steelyard_server.runs.messages import Credit, Join, Outbox, Report, Slice
@@ -52,6 +53,7 @@ class Run:
         *,
         rule: CheckpointRule,
         reconcile: Callable[[RunState], Sequence[Event]],
+        max_draws: int = Limits().max_draws_per_call,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
@@ -69,7 +71,7 @@ class Run:
             on_lost=self._lost,
             on_replaced=self._replaced,
         )
-        self._serving = Serving(self._run, clock)
+        self._serving = Serving(self._run, clock, max_draws)
         self._owner = Ownership(self._run, self._serving)
         self._mailbox.start()
         self._mailbox.post(self._run.load)

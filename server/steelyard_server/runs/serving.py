@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from steelyard.split import split
 from steelyard_server.core.events import (
     AttemptBegan,
     BatchDrawn,
@@ -27,6 +28,7 @@ from steelyard_server.runs import reports
 from steelyard_server.runs.durable import Durable
 from steelyard_server.runs.errors import RunError, Superseded, Unavailable, Unready
 from steelyard_server.runs.journaled import Journaled
+from steelyard_server.runs.limits import Limits
 from steelyard_server.runs.messages import (
     Acknowledgement,
     Credit,
@@ -38,7 +40,7 @@ from steelyard_server.runs.messages import (
     Report,
     Slice,
 )
-from steelyard_server.runs.ranks import Rank, Ranks, check_attempt, check_credit, check_join
+from steelyard_server.runs.ranks import Rank, Ranks, check_attempt, check_credit, check_draws, check_join
 from steelyard_server.runs.state import PATIENCE, UndrawableError
 from steelyard_server.runs.stats import missing_input
 from steelyard_server.runs.steps import StepRecord
@@ -53,13 +55,19 @@ _GIVE_WAY_SECONDS = 5e-5
 class Serving:
     """The streams of one run."""
 
-    def __init__(self, run: Journaled, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        run: Journaled,
+        clock: Callable[[], float] = time.monotonic,
+        max_draws: int = Limits().max_draws_per_call,
+    ) -> None:
         self.ranks = Ranks()
         self.weights = StepWeights()
         self.tally = Tally()
         self.draining = False
         self._run = run
         self._clock = clock
+        self._max_draws = max_draws
         self._undurable: dict[int, Durable] = {}
         self._weighed: tuple[BatchDrawn, Float32s | None] | None = None  # the batch that was sent last
         self._waited_since: dict[int, float] = {}
@@ -104,6 +112,8 @@ class Serving:
         check_join(join)
         state = self._run.state()
         check_credit(join.credit, state.spec.report_window)
+        mine = split(state.spec.batch_size, join.world_size, join.rank)[1]
+        check_draws(join.credit, mine, self._max_draws)
         if check_attempt(join, state.attempts):
             self._begin_attempt(join)
         else:
@@ -205,7 +215,9 @@ class Serving:
                 self._report(rank, message)
 
     def _grant(self, rank: Rank, batches: int) -> None:
-        check_credit(rank.credit + batches, self._run.state().spec.report_window)
+        spec, credit = self._run.state().spec, rank.credit + batches
+        check_credit(credit, spec.report_window)
+        check_draws(credit, rank.slice_of(spec.batch_size)[1], self._max_draws)
         rank.credit += batches
         if rank not in self._ahead:
             self._hungry[rank] = None

@@ -174,17 +174,21 @@ class Guard(grpc.aio.ServerInterceptor):
             yield
             return
         self._open.add(stream)
-        if self._looking is None or self._looking.done():
+        if self._looking is None:
             self._looking = asyncio.create_task(self._look())
         try:
             yield
         finally:
             self._open.discard(stream)
+            # Where none is open there is nothing to look at, and the loop may be about to end.
+            if not self._open and self._looking is not None:
+                self._looking.cancel()
+                self._looking = None
 
     async def _look(self) -> None:
         """Ends streams whose token has expired, or whose caller may not do any more what they are for."""
         generation = self._gatekeeper.generation
-        while self._open:
+        while True:
             await asyncio.sleep(_LOOK_SECONDS)
             before, generation = generation, self._gatekeeper.generation
             for stream in list(self._open):
