@@ -42,11 +42,14 @@ def _client_of(server: Server, directory: str | os.PathLike[str]) -> Client:
     """Starts the server and returns a client that owns it."""
     from steelyard import forking
     from steelyard.client import Client
+    from steelyard_server.config import ConfigError
     from steelyard_server.history.errors import StoreError
 
     forking.claim("a server in this process")
     try:
         server.start()
+    except ConfigError as error:
+        raise InvalidArgument(f"steelyard.local({os.fspath(directory)!r}): {error}") from error
     except (StoreError, OSError) as error:
         raise FailedPrecondition(f"no server on {os.fspath(directory)!r}: {error}") from error
     forking.keep(server)

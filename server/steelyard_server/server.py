@@ -36,6 +36,7 @@ from steelyard_server.observing.tracing import NO_TRACES
 from steelyard_server.runs.catalog import Catalog
 from steelyard_server.runs.journaled import CheckpointRule
 from steelyard_server.runs.limits import Limits
+from steelyard_server.security import sockets
 from steelyard_server.security.gatekeeper import Gatekeeper
 from steelyard_server.security.tls import Tls
 from steelyard_server.service import edge
@@ -88,6 +89,8 @@ class Server:
             self._kernels.finish()
         # First of all: a server without its keys and its list of who may do what has no business with data.
         self.tls = Tls.of(settings)
+        if settings.listen.startswith("unix:"):
+            sockets.check_folder(settings.listen)
         self._gatekeeper = Gatekeeper(settings, self._calls)
         tally, metrics = self._gatekeeper.tally, self._metrics
         tally.on_auth_failure = lambda reason: metrics.auth_failures.labels(reason).inc()
@@ -228,6 +231,8 @@ class Server:
         await self._report_health()
         credentials = None if self.tls is None else self.tls.credentials
         self.port = edge.bind(self._grpc, self._settings.listen, credentials)
+        if self._settings.listen.startswith("unix:"):
+            sockets.tell_who_may_connect(self._settings.listen)
         await self._grpc.start()
         self._pulse.beat()
         self._pulse.serves()

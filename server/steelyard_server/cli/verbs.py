@@ -24,6 +24,7 @@ from steelyard_server.cli import (
     serve,
     stats,
     status,
+    token,
 )
 
 cli = typer.Typer(
@@ -70,5 +71,6 @@ for verb in (
     restore.restore,
     check.check,
     compact.compact,
+    token.token,
 ):
     cli.command()(verb)
