@@ -122,7 +122,7 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(PY) -m mypy
 	$(if $(wildcard trainer_example/*.py),$(PY) -m mypy trainer_example/*.py)
-	$(PY) -m mypy $(MONITORING)/dashboard.py deploy/check.py deploy/chart/generate.py deploy/image/check.py
+	$(PY) -m mypy $(MONITORING)/dashboard.py deploy/sizing.py deploy/check.py deploy/chart/generate.py deploy/image/check.py
 	$(PY) -m mypy --config-file tests/mypy.ini tests
 
 generated: $(VENV)/gen/ready $(VENV)/ready

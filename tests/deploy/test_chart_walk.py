@@ -58,6 +58,7 @@ def credentials(folder: Path, secret: dict[str, bytes]) -> steelyard.Credentials
     return steelyard.Credentials(ca=folder / "ca.crt", cert=folder / "tls.crt", key=folder / "tls.key")
 
 
+@pytest.mark.timeout(400)
 def test_the_rendered_server_is_probed_trained_with_backed_up_lost_and_restored(
     charts: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,13 @@ def trained(host: Host, by: str, steps: int) -> Served:
     return dict(json.loads(line) for line in done.stdout.splitlines())
 
 
+def figure(host: Host, name: str) -> float:
+    """Of /metrics; 0 where it is not there."""
+    with urllib.request.urlopen(f"http://{host.http}/metrics", timeout=30) as answer:
+        found = re.search(rf"^{name} (\S+)$", answer.read().decode(), flags=re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
 @pytest.mark.timeout(400)
 def test_the_runbook_from_an_older_version_to_a_restored_server_that_serves_what_would_have_followed(
     host: Host, now: Path, tmp_path_factory: pytest.TempPathFactory, eventually: Callable[..., Any]
@@ -95,6 +104,9 @@ def test_the_runbook_from_an_older_version_to_a_restored_server_that_serves_what
     host.serve(**settings)
     host.run("ready")
     again = trained(host, new, 20)
+    # The drill is known to the server, although it was done beside it.
+    for name in ("steelyard_backup_timestamp_seconds", "steelyard_restore_verified_timestamp_seconds"):
+        assert eventually(lambda name=name: figure(host, name)) > 1e9
 
     assert [min(part) for part in (first, upgraded, lost, again)] == [0, 10, 30, 30]
     for part in (first, upgraded, lost, again):
