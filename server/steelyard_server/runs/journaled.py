@@ -50,6 +50,10 @@ _NAMED = 8
 _log = logger(__name__)
 
 
+_MUCH_REPLAYED = 8
+"""A restart that replayed more than this part of the bound makes a checkpoint at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class CheckpointRule:
     """A checkpoint is made when either bound is passed, so both bound what a restart has to replay."""
@@ -134,7 +138,11 @@ class Journaled:
             seconds, replayed = time.monotonic() - began, self.log.replayed_bytes
             if replayed or seconds > _LONG_SECONDS:
                 _log.info("run_loaded", run=self.name, seconds=round(seconds, 2), replayed_bytes=replayed)
-            self._last_checkpoint, self._bytes_since_checkpoint = self._clock(), self.log.replayed_bytes
+            self._last_checkpoint, self._bytes_since_checkpoint = self._clock(), replayed
+            if replayed > self._rule.journal_bytes // _MUCH_REPLAYED:
+                # At once, and not when the interval is over once more: a server that is killed again before that would
+                # replay all of it again, and more each time.
+                self._last_checkpoint -= self._rule.seconds
             self.checkpointed_at = time.time()
             self.take_news()
         except RecordDamaged as damage:
