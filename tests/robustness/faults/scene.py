@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import steelyard
 from tests.robustness.faults.daemon import Daemon
@@ -137,7 +137,7 @@ class Scene:
         self.client: steelyard.Client
         self.trainer: Load
 
-    def __enter__(self) -> Scene:
+    def __enter__(self) -> Self:
         try:
             self.begin()
         except BaseException:
