@@ -185,7 +185,7 @@ def test_no_log_at_any_level_holds_a_token_or_what_was_sent(tmp_path):
         "json",
     ]
     with log.open("wb") as stderr:
-        server = subprocess.Popen([*command, *flags, "--kernels", "numpy"], stderr=stderr)
+        server = subprocess.Popen([*command, *flags, "--kernels", "numpy"], stderr=stderr, cwd=tmp_path)
     try:
         deadline = time.monotonic() + 60
         while not port.exists():

@@ -150,7 +150,7 @@ _RUN: tuple[tuple[str, Kind, str, tuple[str, ...]], ...] = (
         "never_reported_share",
         "gauge",
         (
-            "Share of the drawable examples without a score yet, where the draw keeps one; looked at as for"
+            "Share without a score yet of the examples that are not retired, where the draw keeps scores; looked at as for"
             " effective_sample_ratio."
         ),
         (),

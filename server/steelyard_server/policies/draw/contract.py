@@ -37,7 +37,8 @@ class LawSummary:
     """The next draw over the drawable examples, as far as it is known without looking at all of them.
 
     `effective_sample_ratio` as of the drawer; `largest_share` the greatest probability that an example has;
-    `never_reported_share` of those without a score, None where the draw keeps none. NaN: not known.
+    `never_reported_share` that of those without a score among all that are not retired, None where the draw keeps no
+    score. NaN: not known.
     """
 
     effective_sample_ratio: float

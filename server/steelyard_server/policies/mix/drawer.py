@@ -379,18 +379,18 @@ class MixDrawer(Drawer):
         """Of the law before groups are capped."""
         squares = whole = largest = unknown = known = 0.0
         groups = [
-            (share, self._groups[number].drawer)
+            (share, int(self._sizes[number]), self._groups[number].drawer)
             for number, share in enumerate(self.masses().tolist() if self._groups else ())
             if share > 0 and number in self._groups and self._groups[number].drawer.drawable
         ]
-        for share, drawer in groups:
+        for share, size, drawer in groups:
             one = drawer.summary(max(1, most // len(groups)))
             squares += share**2 / (drawer.drawable * one.effective_sample_ratio)
             whole += share
             largest = max(largest, share * one.largest_share)
             if one.never_reported_share is not None:
-                unknown += one.never_reported_share * drawer.drawable
-                known += drawer.drawable
+                unknown += one.never_reported_share * size
+                known += size
         return LawSummary(
             whole**2 / (self.drawable * squares) if squares else math.nan,
             largest / whole if whole else math.nan,

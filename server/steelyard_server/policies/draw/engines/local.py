@@ -163,8 +163,8 @@ class ScoredDrawer(Drawer):
         )
 
     def _never_reported_share(self, most: int) -> float | None:
-        unseen = self.never_reported
-        return None if unseen is None or not self.drawable else unseen / self.drawable
+        unseen, left = self.never_reported, self._examples.size - len(self._examples.retired)
+        return None if unseen is None or not left else unseen / left
 
     @property
     def drawable(self) -> int:
