@@ -150,8 +150,8 @@ _RUN: tuple[tuple[str, Kind, str, tuple[str, ...]], ...] = (
         "never_reported_share",
         "gauge",
         (
-            "Share without a score yet of the examples that are not retired, where the draw keeps scores; looked at as for"
-            " effective_sample_ratio."
+            "Share without a score yet of the examples that are not retired, where the draw keeps scores; looked at as"
+            " for effective_sample_ratio."
         ),
         (),
     ),
