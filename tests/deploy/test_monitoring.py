@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from steelyard_server.cli.verbs import cli
+from steelyard_server.config import Settings
 from steelyard_server.observing.names import BY_NAME
 from tests.deploy.prometheus import MONITORING, ROOT, tool
 
@@ -120,6 +122,27 @@ def test_the_runbook_has_no_alert_that_is_none() -> None:
     assert set(re.findall(r"^#+ (Steelyard[A-Z]\w+)$", RUNBOOK.read_text(), flags=re.MULTILINE)) == set(
         alerts()
     )
+
+
+def test_verbs_and_settings_that_the_runbook_names_are_there() -> None:
+    page = RUNBOOK.read_text()
+    verbs = set(re.findall(r"(?:`|/|-- |^)steelyard ([a-z]+)", page, flags=re.MULTILINE))
+    assert {"serve", "backup", "restore"} <= verbs
+    assert verbs <= {
+        command.name or command.callback.__name__ for command in cli.registered_commands if command.callback
+    }
+    settings = set(re.findall(r"`(backup_\w+|checkpoint_\w+|max_\w+|grace_\w+)`", page))
+    assert settings
+    assert settings <= set(Settings.model_fields)
+
+
+def test_what_the_runbook_looks_for_in_the_log_is_logged() -> None:
+    sought = set(re.findall(r"`(\w+)` in the log", RUNBOOK.read_text())) | set(
+        re.findall(r"The log \(`(\w+)`", RUNBOOK.read_text())
+    )
+    source = "".join(path.read_text() for path in (ROOT / "server").rglob("*.py"))
+    assert len(sought) > 3
+    assert {event for event in sought if f'"{event}"' not in source} == set()
 
 
 def test_every_alert_is_seen_to_fire_and_to_be_silent_before() -> None:
