@@ -331,6 +331,21 @@ def test_reflection_and_channelz_are_for_admins_of_everything_and_health_for_all
         assert outcome(stubs.channel.unary_unary("/steelyard.v1.RunService/Nope"), b"")[0] == "UNIMPLEMENTED"
 
 
+@pytest.mark.parametrize("call", ["Backup", "ListBackups", "Check"])
+def test_the_operators_calls_are_for_admins_of_everything(place, call):
+    server, files = place
+    for who in ("owner", "reader", "nobody"):
+        with tls_channel(server, files.ca, token=TOKENS[who]) as stubs:
+            code, text = outcome(
+                stubs.channel.stream_stream(f"/steelyard.v1.AdminService/{call}"), iter([b""])
+            )
+            assert (code, "on all runs and datasets" in text) == ("PERMISSION_DENIED", True)
+    with tls_channel(server, files.ca, token=TOKENS["root"]) as stubs:
+        code, _ = outcome(stubs.channel.stream_stream(f"/steelyard.v1.AdminService/{call}"), iter([b""]))
+        # This server has no place for backups.
+        assert code == ("" if call == "Check" else "FAILED_PRECONDITION")
+
+
 def test_over_a_unix_socket_the_peer_is_local_or_who_its_token_says(tmp_path):
     access = tmp_path / "access.toml"
     access.write_text(
