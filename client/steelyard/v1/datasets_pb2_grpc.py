@@ -31,6 +31,10 @@ class DatasetServiceStub(object):
     Errors of every call: INVALID_ARGUMENT for a malformed field (the message says what was expected and what came),
     NOT_FOUND for an unknown dataset, UNAVAILABLE while the server cannot write (retry later), RESOURCE_EXHAUSTED for
     a message over the size limit. A call that fails has changed nothing.
+
+    Where the server says who may do what, every call of every service may also be UNAUTHENTICATED (no credentials, or none
+    that count), PERMISSION_DENIED (the message names the verb that is not granted), NOT_FOUND for what is not the caller's
+    as for what is not there, and RESOURCE_EXHAUSTED over a quota. Lists show what the caller may read.
     """
 
     def __init__(self, channel):
@@ -82,6 +86,10 @@ class DatasetServiceServicer(object):
     Errors of every call: INVALID_ARGUMENT for a malformed field (the message says what was expected and what came),
     NOT_FOUND for an unknown dataset, UNAVAILABLE while the server cannot write (retry later), RESOURCE_EXHAUSTED for
     a message over the size limit. A call that fails has changed nothing.
+
+    Where the server says who may do what, every call of every service may also be UNAUTHENTICATED (no credentials, or none
+    that count), PERMISSION_DENIED (the message names the verb that is not granted), NOT_FOUND for what is not the caller's
+    as for what is not there, and RESOURCE_EXHAUSTED over a quota. Lists show what the caller may read.
     """
 
     def CreateDataset(self, request, context):
@@ -191,6 +199,10 @@ class DatasetService(object):
     Errors of every call: INVALID_ARGUMENT for a malformed field (the message says what was expected and what came),
     NOT_FOUND for an unknown dataset, UNAVAILABLE while the server cannot write (retry later), RESOURCE_EXHAUSTED for
     a message over the size limit. A call that fails has changed nothing.
+
+    Where the server says who may do what, every call of every service may also be UNAUTHENTICATED (no credentials, or none
+    that count), PERMISSION_DENIED (the message names the verb that is not granted), NOT_FOUND for what is not the caller's
+    as for what is not there, and RESOURCE_EXHAUSTED over a quota. Lists show what the caller may read.
     """
 
     @staticmethod

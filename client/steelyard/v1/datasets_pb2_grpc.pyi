@@ -32,6 +32,10 @@ class DatasetServiceStub:
     Errors of every call: INVALID_ARGUMENT for a malformed field (the message says what was expected and what came),
     NOT_FOUND for an unknown dataset, UNAVAILABLE while the server cannot write (retry later), RESOURCE_EXHAUSTED for
     a message over the size limit. A call that fails has changed nothing.
+
+    Where the server says who may do what, every call of every service may also be UNAUTHENTICATED (no credentials, or none
+    that count), PERMISSION_DENIED (the message names the verb that is not granted), NOT_FOUND for what is not the caller's
+    as for what is not there, and RESOURCE_EXHAUSTED over a quota. Lists show what the caller may read.
     """
 
     @_typing.overload
@@ -70,6 +74,10 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     Errors of every call: INVALID_ARGUMENT for a malformed field (the message says what was expected and what came),
     NOT_FOUND for an unknown dataset, UNAVAILABLE while the server cannot write (retry later), RESOURCE_EXHAUSTED for
     a message over the size limit. A call that fails has changed nothing.
+
+    Where the server says who may do what, every call of every service may also be UNAUTHENTICATED (no credentials, or none
+    that count), PERMISSION_DENIED (the message names the verb that is not granted), NOT_FOUND for what is not the caller's
+    as for what is not there, and RESOURCE_EXHAUSTED over a quota. Lists show what the caller may read.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -104,6 +112,10 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
     Errors of every call: INVALID_ARGUMENT for a malformed field (the message says what was expected and what came),
     NOT_FOUND for an unknown dataset, UNAVAILABLE while the server cannot write (retry later), RESOURCE_EXHAUSTED for
     a message over the size limit. A call that fails has changed nothing.
+
+    Where the server says who may do what, every call of every service may also be UNAUTHENTICATED (no credentials, or none
+    that count), PERMISSION_DENIED (the message names the verb that is not granted), NOT_FOUND for what is not the caller's
+    as for what is not there, and RESOURCE_EXHAUSTED over a quota. Lists show what the caller may read.
     """
 
     @_abc_1.abstractmethod

@@ -31,7 +31,7 @@ class RunServiceStub(object):
     Errors of every call: INVALID_ARGUMENT for a malformed field (the message says what was expected and what came),
     NOT_FOUND for an unknown run, DATA_LOSS where a stored record of the run fails its checksum (the message gives its
     place; other runs go on), UNAVAILABLE while the server cannot write (retry later), RESOURCE_EXHAUSTED for a message
-    over the size limit. A call that fails has changed nothing.
+    over the size limit. A call that fails has changed nothing. Who may not do it is told as for DatasetService.
     """
 
     def __init__(self, channel):
@@ -128,7 +128,7 @@ class RunServiceServicer(object):
     Errors of every call: INVALID_ARGUMENT for a malformed field (the message says what was expected and what came),
     NOT_FOUND for an unknown run, DATA_LOSS where a stored record of the run fails its checksum (the message gives its
     place; other runs go on), UNAVAILABLE while the server cannot write (retry later), RESOURCE_EXHAUSTED for a message
-    over the size limit. A call that fails has changed nothing.
+    over the size limit. A call that fails has changed nothing. Who may not do it is told as for DatasetService.
     """
 
     def CreateRun(self, request, context):
@@ -359,7 +359,7 @@ class RunService(object):
     Errors of every call: INVALID_ARGUMENT for a malformed field (the message says what was expected and what came),
     NOT_FOUND for an unknown run, DATA_LOSS where a stored record of the run fails its checksum (the message gives its
     place; other runs go on), UNAVAILABLE while the server cannot write (retry later), RESOURCE_EXHAUSTED for a message
-    over the size limit. A call that fails has changed nothing.
+    over the size limit. A call that fails has changed nothing. Who may not do it is told as for DatasetService.
     """
 
     @staticmethod

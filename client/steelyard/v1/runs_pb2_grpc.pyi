@@ -32,7 +32,7 @@ class RunServiceStub:
     Errors of every call: INVALID_ARGUMENT for a malformed field (the message says what was expected and what came),
     NOT_FOUND for an unknown run, DATA_LOSS where a stored record of the run fails its checksum (the message gives its
     place; other runs go on), UNAVAILABLE while the server cannot write (retry later), RESOURCE_EXHAUSTED for a message
-    over the size limit. A call that fails has changed nothing.
+    over the size limit. A call that fails has changed nothing. Who may not do it is told as for DatasetService.
     """
 
     @_typing.overload
@@ -110,7 +110,7 @@ class RunServiceAsyncStub(RunServiceStub):
     Errors of every call: INVALID_ARGUMENT for a malformed field (the message says what was expected and what came),
     NOT_FOUND for an unknown run, DATA_LOSS where a stored record of the run fails its checksum (the message gives its
     place; other runs go on), UNAVAILABLE while the server cannot write (retry later), RESOURCE_EXHAUSTED for a message
-    over the size limit. A call that fails has changed nothing.
+    over the size limit. A call that fails has changed nothing. Who may not do it is told as for DatasetService.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -184,7 +184,7 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
     Errors of every call: INVALID_ARGUMENT for a malformed field (the message says what was expected and what came),
     NOT_FOUND for an unknown run, DATA_LOSS where a stored record of the run fails its checksum (the message gives its
     place; other runs go on), UNAVAILABLE while the server cannot write (retry later), RESOURCE_EXHAUSTED for a message
-    over the size limit. A call that fails has changed nothing.
+    over the size limit. A call that fails has changed nothing. Who may not do it is told as for DatasetService.
     """
 
     @_abc_1.abstractmethod

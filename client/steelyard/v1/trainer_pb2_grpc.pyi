@@ -47,7 +47,11 @@ class TrainerServiceStub:
       ABORTED              a newer attempt has begun, the run was rewound, or a newer process of this rank took its
                            place while this one was silent: this trainer must stop;
       DATA_LOSS            a stored record that the run needs fails its checksum;
-      UNAVAILABLE          the server drains or cannot write: join again with backoff.
+      UNAVAILABLE          the server drains or cannot write, or the connection is old: join again with backoff;
+      UNAUTHENTICATED      no credentials, none that count, or a token that has expired since: join again with a newer
+                           one, if there is one;
+      PERMISSION_DENIED    draw or report on the run is not granted, or not any more;
+      RESOURCE_EXHAUSTED   too many streams, over a quota, or more examples asked for than the server sends at a time.
 
     A Refusal of one report does not end the stream and leaves the run as it was.
     """
@@ -71,7 +75,11 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
       ABORTED              a newer attempt has begun, the run was rewound, or a newer process of this rank took its
                            place while this one was silent: this trainer must stop;
       DATA_LOSS            a stored record that the run needs fails its checksum;
-      UNAVAILABLE          the server drains or cannot write: join again with backoff.
+      UNAVAILABLE          the server drains or cannot write, or the connection is old: join again with backoff;
+      UNAUTHENTICATED      no credentials, none that count, or a token that has expired since: join again with a newer
+                           one, if there is one;
+      PERMISSION_DENIED    draw or report on the run is not granted, or not any more;
+      RESOURCE_EXHAUSTED   too many streams, over a quota, or more examples asked for than the server sends at a time.
 
     A Refusal of one report does not end the stream and leaves the run as it was.
     """
@@ -98,7 +106,11 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
           ABORTED              a newer attempt has begun, the run was rewound, or a newer process of this rank took its
                                place while this one was silent: this trainer must stop;
           DATA_LOSS            a stored record that the run needs fails its checksum;
-          UNAVAILABLE          the server drains or cannot write: join again with backoff.
+          UNAVAILABLE          the server drains or cannot write, or the connection is old: join again with backoff;
+          UNAUTHENTICATED      no credentials, none that count, or a token that has expired since: join again with a newer
+                               one, if there is one;
+          PERMISSION_DENIED    draw or report on the run is not granted, or not any more;
+          RESOURCE_EXHAUSTED   too many streams, over a quota, or more examples asked for than the server sends at a time.
 
         A Refusal of one report does not end the stream and leaves the run as it was.
         """
