@@ -141,6 +141,8 @@ def main() -> None:
         operations = done if operations < 0 else operations
         kills.append([at, status, found()])
         shutil.rmtree(work)
+        if status == 0 and kill_at >= 0:
+            break  # it has not so many
     print(json.dumps({"operations": operations, "undisturbed": kills[0], "kills": kills[1:]}))
 
 

@@ -1,0 +1,94 @@
+"""The verbs that keep things, as an operator types them; each in this process, but for the server's own children."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import steelyard
+from steelyard.testing import ServerProcess
+from steelyard_server.cli.verbs import cli
+from steelyard_server.history.ops import Put, Table, u64
+from steelyard_server.history.store import Store
+from steelyard_server.keeping.errors import RefusedError
+from steelyard_server.keeping.keeper import Keeper
+
+
+def typed(*words: object, status: int = 0) -> Any:
+    """What `steelyard WORDS --json` prints."""
+    done = CliRunner().invoke(cli, [*map(str, words), "--json"])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == status, done.output
+    return json.loads(done.stdout) if done.stdout else None
+
+
+def test_an_operator_backs_up_lists_drills_restores_checks_and_compacts(
+    store_dir: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "backups"
+    with steelyard.local(store_dir, backup_to=str(place), kernels="numpy") as client:
+        made = typed("backup", "--address", client.address)
+        assert made["runs"].keys() == {"branch", "plain", "scored"}
+        with pytest.raises(RefusedError, match="to be empty or not there"):
+            typed("restore", "--from", place, "--data-dir", store_dir)
+        typed("check", "--data-dir", store_dir, status=2)
+        assert typed("check", "--address", client.address)["damaged"] is False
+        assert typed("restore", "--from", place, "--verify-only")["name"] == made["name"]
+        [listed] = typed("backups", "--address", client.address)
+        assert listed["verified"] > made["created"]
+    assert typed("backups", "--from", place) == [listed]
+    assert typed("restore", "--from", place, "--data-dir", tmp_path / "new")["runs"] == made["runs"]
+    assert typed("check", "--data-dir", tmp_path / "new", "--deep")["findings"] == []
+    sizes = typed("compact", "--data-dir", store_dir)
+    assert sizes["after"] < sizes["before"]
+    assert typed("check", "--data-dir", store_dir, "--deep")["damaged"] is False
+    offline = typed("backup", "--data-dir", store_dir, "--to", tmp_path / "second")
+    assert offline["runs"] == made["runs"]
+
+
+def test_the_exit_status_tells_damage_from_what_could_not_be_checked(store_dir: Path, tmp_path: Path) -> None:
+    store = Store.open(store_dir)
+    store.commit([Put(Table.META, b"next-id", u64(1))])
+    store.close()
+    told = typed("check", "--data-dir", store_dir, status=1)
+    assert [one["where"] for one in told["findings"]] == ["the counter of ids"]
+    typed("check", "--data-dir", tmp_path / "nowhere", status=2)
+    (tmp_path / "empty").mkdir()
+    assert "none of what is there has a manifest" in str(
+        typed("check", "--backup", tmp_path / "empty", status=1)["findings"]
+    )
+
+
+def test_a_server_tells_of_its_backups_and_of_a_drill_by_somebody_else(
+    tmp_path: Path, eventually: Any
+) -> None:
+    place = str(tmp_path / "backups")
+    with ServerProcess(tmp_path, backup_to=place, kernels="numpy") as server:
+        client = server.client()
+        client.create_dataset("text", size=10)
+        made = client.admin.backup()
+        typed("restore", "--from", place, "--verify-only")
+    told: list[Any] = []
+    store = Store.open(tmp_path / "other")
+    keeper = Keeper(store, tmp_path / "other", to=place, tell=told.append)
+    keeper.start()
+    status = eventually(lambda: told and told[-1])
+    assert status.backup_unix_seconds == pytest.approx(made.created)
+    assert status.verified_unix_seconds > made.created
+    with pytest.raises(RefusedError):
+        keeper.backup("/elsewhere")
+    # What is refused was never begun.
+    assert keeper.status().backup_failures == 0
+    Path(place).rename(tmp_path / "gone")
+    Path(place).write_text("no folder")
+    with pytest.raises(Exception, match="folder|directory|exists"):
+        keeper.backup()
+    assert keeper.status().backup_failures == 1
+    assert told[-1].backup_failures == 1
+    keeper.stop()
+    store.close()
