@@ -51,6 +51,29 @@ def test_what_is_wrong_or_gone_leaves_the_last_good_and_is_told_once(tmp_path, c
     assert watched.fault is None
 
 
+def test_a_file_that_was_away_and_came_back_as_it_was_has_no_fault(tmp_path):
+    path = tmp_path / "f"
+    path.write_text("1")
+    watched = Watched("f", [path], number)
+    path.rename(tmp_path / "away")
+    assert (watched.current(), "cannot read" in (watched.fault or "")) == (1, True)
+    (tmp_path / "away").rename(path)
+    assert (watched.current(), watched.fault, watched.generation) == (1, None, 0)
+
+
+def test_a_secret_that_is_swapped_by_its_symlink_is_read_again(tmp_path):
+    """As Kubernetes mounts one: the files are links through a link that is replaced."""
+    for version in ("1", "2"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "f").write_text(version)
+    (tmp_path / "data").symlink_to("1")
+    (tmp_path / "f").symlink_to("data/f")
+    watched = Watched("f", [tmp_path / "f"], number)
+    (tmp_path / "new").symlink_to("2")
+    (tmp_path / "new").replace(tmp_path / "data")
+    assert watched.current() == 2
+
+
 def test_several_files_are_read_together(tmp_path):
     paths = [tmp_path / name for name in "ab"]
     for path in paths:

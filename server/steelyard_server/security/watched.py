@@ -41,6 +41,7 @@ class Watched(Generic[T]):
         self._settled = self._is_settled()
         self._next = time.monotonic() + every
         self._value = load(self._contents)
+        self._loaded = self._contents
         self.generation = 0
         """Counts the times that something new came into force."""
         self.fault: str | None = None
@@ -73,6 +74,8 @@ class Watched(Generic[T]):
             return
         self._marks, self._settled = marks, self._is_settled()
         if contents == self._contents:
+            if contents == self._loaded:
+                self.fault = None  # It could not be read for a while.
             return
         self._contents = contents
         try:
@@ -80,7 +83,7 @@ class Watched(Generic[T]):
         except Exception as error:
             self._complain(str(error))
             return
-        self._value, self.fault = value, None
+        self._value, self._loaded, self.fault = value, contents, None
         self.generation += 1
         _log.info("file_reloaded", what=self._what, files=[str(path) for path in self._paths])
 
