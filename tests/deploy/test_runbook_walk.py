@@ -89,6 +89,7 @@ def test_the_runbook_from_an_older_version_to_a_restored_server_that_serves_what
     host.lend_packages(new)
     host.run("drain", SERVER=server)
     assert host.ended() == 0, host.log()
+    host.run("backup-stopped")
     settings = {PREFIX + "BACKUP_TO": host.path("/var/backups/steelyard")}
     host.serve(**settings)
     host.run("ready")
