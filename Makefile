@@ -101,7 +101,7 @@ powercut: $(VENV)/ready
 	$(PY) tests/robustness/faults/run.py --only "power cut" $(if $(ROUNDS),--rounds $(ROUNDS))
 
 soak: $(VENV)/ready kernels
-	STEELYARD_SOAK_MINUTES=$(MINUTES) $(PY) tests/robustness/faults/run.py --only soak
+	SOAK_MINUTES=$(MINUTES) $(PY) tests/robustness/faults/run.py --only soak
 
 # Compiles them once, so that no test or measurement waits for it; nothing is done where that was.
 kernels: $(VENV)/ready

@@ -31,6 +31,8 @@ PROGRAM = ROOT / "tests" / "robustness" / "programs" / "append_until_killed.py"
 RUN = 3
 LEAST = 200
 """Records that were said to be durable before the power goes."""
+MOST = 15_000
+"""Records on one disk: there must be room for them, and they are all read after each cut."""
 SECONDS = 90.0
 INIT = """#!/bin/sh
 mount -t proc proc /proc
@@ -57,17 +59,29 @@ def power_cut(bench: Bench) -> Iterator[Round]:
     for tool in ("linux.uml", "mkfs.ext4"):
         if shutil.which(tool) is None:
             raise CannotBeTried(f"there is no {tool} (Debian: user-mode-linux, e2fsprogs)")
-    machine = _Machine(bench.folder)
+    for number in range(1000):
+        folder = bench.folder / str(number)
+        folder.mkdir()
+        yield from _one_disk(bench, folder)
+        shutil.rmtree(folder)
+
+
+def _one_disk(bench: Bench, folder: Path) -> Iterator[Round]:
+    """Cuts, as long as the disk has room."""
+    machine = _Machine(folder)
     durable = 0
-    machine.boot()
-    machine.await_line("copied")
-    while True:
-        said = machine.cut_off(durable, bench.moments.uniform(0, 0.5))
+    try:
         machine.boot()
         machine.await_line("copied")
-        beyond = _check(bench.folder / "copy", durable + said)
-        durable += said + beyond
-        yield Round(None, {"records said durable": said, "records beyond them": beyond})
+        while durable < MOST:
+            said = machine.cut_off(durable, bench.moments.uniform(0, 0.5))
+            machine.boot()
+            machine.await_line("copied")
+            beyond = _check(folder / "copy", durable + said)
+            durable += said + beyond
+            yield Round(None, {"records said durable": said, "records beyond them": beyond})
+    finally:
+        machine.off()
 
 
 class _Machine:
@@ -78,7 +92,7 @@ class _Machine:
         mount = folder / "mount"
         mount.mkdir()
         with self._disk.open("wb") as file:
-            file.truncate(1 << 30)
+            file.truncate(2 << 30)
         subprocess.run(["mkfs.ext4", "-q", "-F", str(self._disk)], check=True)
         init = folder / "init"
         init.write_text(

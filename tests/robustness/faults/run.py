@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -108,4 +109,6 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    # So that what was started ends with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

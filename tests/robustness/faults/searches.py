@@ -19,7 +19,7 @@ from tests.robustness.power import strace
 
 @fault(
     "killed at a system call",
-    how="strace kills the server on entering the n-th call of a kind, for all n of a run's life, and while it opens",
+    how="strace kills the server on entering the n-th call of a kind, for all n of a life, and while it opens",
     bar="what was acknowledged is there, and the run ends as undisturbed, for 100 % of n",
     rounds=1,
     suite=False,
@@ -61,8 +61,6 @@ def _searched(file: str, which: str, pattern: str, counted: str) -> Iterator[Rou
                 "pytest",
                 "-q",
                 "-s",
-                "-p",
-                "no:cacheprovider",
                 f"tests/robustness/{file}",
                 "-k",
                 which,

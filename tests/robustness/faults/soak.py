@@ -18,7 +18,7 @@ import steelyard
 from tests.robustness.faults.registry import Bench, Broken, Round, fault
 from tests.robustness.faults.scene import Scene
 
-MINUTES = float(os.environ.get("STEELYARD_SOAK_MINUTES", "10"))
+MINUTES = float(os.environ.get("SOAK_MINUTES", "10"))
 EVERY_SECONDS = 2.0
 SHARE = 0.05
 FLOOR: Mapping[str, float] = {"memory": 8, "descriptors": 4, "threads": 4, "file": 16}
