@@ -47,6 +47,7 @@ def _sizes(examples: list[int], batches: list[int]) -> Any:
         "B/id",
         "checkpoints B/example",
         "history B/example",
+        "observed B/example",
     )
     yield "  ".join(heads)
     for name, draw in DRAWS.items():
@@ -62,6 +63,7 @@ def _sizes(examples: list[int], batches: list[int]) -> Any:
                     f"{journal / STEPS / batch:.1f}",
                     f"{retention.checkpoint_bytes / size:.1f}",
                     f"{retention.history_bytes / size:.1f}",
+                    f"{(retention.journal_bytes - journal) / size:.1f}" if "score" in draw else "-",
                 )
                 yield "  ".join(value.rjust(len(head)) for head, value in zip(heads, values, strict=True))
 
