@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
+
+from steelyard_server.cli.verbs import cli
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / ".venv" / "deploy" / "bin" / "python"
@@ -74,3 +78,16 @@ def yaml() -> Any:
         return found
 
     return read
+
+
+@pytest.fixture(scope="session")
+def options() -> Callable[[str], set[str]]:
+    """The flags of a verb of the command line."""
+
+    def of(verb: str) -> set[str]:
+        command = typer.main.get_command(cli)
+        found = command.get_command(None, verb)  # type: ignore[attr-defined, arg-type]
+        assert found is not None, f"expected a verb {verb!r}"
+        return {flag for parameter in found.params for flag in [*parameter.opts, *parameter.secondary_opts]}
+
+    return of

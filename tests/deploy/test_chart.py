@@ -87,12 +87,7 @@ def here(chart: Any, folder: Path) -> tuple[list[str], dict[str, Any]]:
     config.pop("insecure", None)
     assert config.pop("http_anywhere")
     config["kernels"] = "numpy"
-    config = {
-        key: value
-        for key, value in config.items()
-        if key in Settings.model_fields or not key.startswith("backup_")
-    }
-    places = {mount["mountPath"] + "/": folder / mount["name"] for mount in chart.container["volumeMounts"]}
+    places = {mount["mountPath"]: folder / mount["name"] for mount in chart.container["volumeMounts"]}
     for place in places.values():
         place.mkdir()
     config = {key: moved(value, places) for key, value in config.items()}
@@ -104,8 +99,8 @@ def here(chart: Any, folder: Path) -> tuple[list[str], dict[str, Any]]:
 def moved(value: Any, places: dict[str, Path]) -> Any:
     """A path below one of the container's folders as it is here; anything else as it is."""
     for folder, place in places.items():
-        if isinstance(value, str) and value.startswith(folder):
-            return str(place / value.removeprefix(folder))
+        if isinstance(value, str) and Path(value).is_relative_to(folder):
+            return str(place / Path(value).relative_to(folder))
     return value
 
 
@@ -239,7 +234,7 @@ def test_alerts_are_those_of_the_rules_file_and_made_only_where_an_operator_read
     assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "steelyard"}]
 
 
-def test_a_certificate_names_what_trainers_and_backups_connect_to(charts: Any) -> None:
+def test_a_certificate_names_what_trainers_and_backups_connect_to(charts: Any, options: Any) -> None:
     chart = charts["certificate"]
     names = chart.one("Certificate")["spec"]["dnsNames"]
     services = {service["metadata"]["name"] for service in chart.all("Service")}
@@ -251,6 +246,8 @@ def test_a_certificate_names_what_trainers_and_backups_connect_to(charts: Any) -
     [job] = chart.all("CronJob")
     [container] = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     address = container["args"][container["args"].index("--address") + 1]
+    verb, *flags = container["args"]
+    assert {flag for flag in flags if flag.startswith("--")} <= options(verb)
     assert address.rpartition(":")[0] in names
     assert {variable["name"]: variable["value"] for variable in container["env"]} == {
         "STEELYARD_CA": "/etc/steelyard/client/ca.crt",

@@ -10,23 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from steelyard_server.cli.verbs import cli
 from steelyard_server.config import Settings, load
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-
-
-def options(verb: str) -> set[str]:
-    """The flags of a verb of the command line."""
-    command = typer.main.get_command(cli)
-    found = command.get_command(None, verb)  # type: ignore[attr-defined, arg-type]
-    assert found is not None, f"expected a verb {verb!r}"
-    return {flag for parameter in found.params for flag in [*parameter.opts, *parameter.secondary_opts]}
 
 
 def locked(name: str) -> dict[str, tuple[str, int]]:
@@ -86,7 +76,7 @@ def test_the_image_is_started_as_it_is_by_its_number_and_by_no_shell() -> None:
     assert cpu == "generic"
 
 
-def test_flags_of_the_compose_file_are_the_servers(yaml: Any, tmp_path: Path) -> None:
+def test_flags_of_the_compose_file_are_the_servers(yaml: Any, options: Any) -> None:
     [compose] = yaml("compose.yaml")
     server = compose["services"]["server"]
     verb, *flags = server["command"]
@@ -116,7 +106,7 @@ def test_ports_of_the_compose_file_are_on_loopback_and_its_files_are_there(yaml:
             assert (ROOT / service["build"]["dockerfile"]).is_file()
 
 
-def test_the_unit_leaves_a_server_the_time_to_drain() -> None:
+def test_the_unit_leaves_a_server_the_time_to_drain(options: Any) -> None:
     unit = configparser.ConfigParser(interpolation=None, strict=False)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read(DEPLOY / "systemd" / "steelyard.service")
