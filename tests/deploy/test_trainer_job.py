@@ -27,8 +27,8 @@ SMALL = [
 
 
 @pytest.mark.skipif(
-    os.environ.get("STEELYARD_DEPLOY") != "all",
-    reason="half a minute of imports of torch: STEELYARD_DEPLOY=all",
+    os.environ.get("DEPLOY_TESTS") != "all",
+    reason="half a minute of imports of torch: DEPLOY_TESTS=all",
 )
 def test_a_job_of_two_pods_goes_on_as_one_of_another_size_with_the_batches_that_would_have_come(
     yaml: Any, tmp_path: Path
