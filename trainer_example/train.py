@@ -1,6 +1,6 @@
 """Trains a small language model on batches that Steelyard serves.
 
-    torchrun --standalone --nproc-per-node 2 trainer_example/train.py --address 127.0.0.1:7077 --run my-run --out out
+    torchrun --standalone --nproc-per-node 2 -- trainer_example/train.py --address 127.0.0.1:7077 --run my-run --out out
 
 What is Steelyard's here is marked [1] to [4]; the rest is what any training under DDP has. Without torchrun it trains
 in one process. Killed and launched again with the same --out, it goes on from its last checkpoint: the run is taken

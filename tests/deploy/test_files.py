@@ -121,7 +121,7 @@ def test_the_example_job_starts_what_the_example_is(yaml: Any) -> None:
     spec = job["spec"]
     pod = spec["template"]["spec"]
     [container] = pod["containers"]
-    flags = dict(part.removeprefix("--").split("=", 1) for part in container["args"] if part.startswith("--"))
+    flags = dict(part.removeprefix("--").split("=", 1) for part in container["args"] if "=" in part)
     assert spec["completionMode"] == "Indexed"
     assert int(flags["nnodes"]) == spec["completions"] == spec["parallelism"]
     # Pod 0 by the name that the headless Service gives it.
@@ -137,6 +137,7 @@ def test_the_example_job_starts_what_the_example_is(yaml: Any) -> None:
     script = container["args"].index("/opt/trainer/train.py")
     own = [part.partition("=")[0] for part in container["args"][script + 1 :]]
     assert own
+    assert container["args"][script - 1] == "--"
     assert all(f'"{flag}"' in text for flag in own)
     variables = {variable["name"] for variable in container["env"]}
     assert {"STEELYARD_CA", "STEELYARD_CERT", "STEELYARD_KEY"} <= variables
