@@ -12,7 +12,8 @@ REQUEST_ID = "x-request-id"
 
 
 def metadata() -> Metadata:
-    """The metadata of one call: an id of its own, and W3C trace context where a span of OpenTelemetry's is active."""
+    """The metadata of one call: an id of its own, and W3C trace context where a span of OpenTelemetry's is active.
+    Whoever asks again for the same thing shows the same."""
     return ((REQUEST_ID, secrets.token_hex(8)), *_trace())
 
 

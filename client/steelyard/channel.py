@@ -51,6 +51,7 @@ _REPEATABLE = {
         "GetBatch",
         "GetRetention",
     ],
+    "steelyard.v1.ServerService": ["GetServer"],
     # Until its first message has come; a stream that breaks later is the reader's to ask for again.
     "steelyard.v1.EventService": ["StreamEvents"],
 }

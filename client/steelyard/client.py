@@ -15,7 +15,7 @@ from steelyard.arguments import float_array, id_array, pack_ids, seconds, whole
 from steelyard.channel import check_address
 from steelyard.credentials import Credentials, resolve
 from steelyard.errors import InvalidArgument
-from steelyard.info import DatasetInfo, RunInfo, Staleness, check_mix, dataset_info, run_info
+from steelyard.info import DatasetInfo, RunInfo, Staleness, asks_for_mix, check_mix, dataset_info, run_info
 from steelyard.missing import warn_of_all
 from steelyard.run import Run
 from steelyard.structs import to_struct
@@ -96,7 +96,7 @@ class Client:
             name=name, size=whole("size", size), fingerprint=fingerprint, exist_ok=exist_ok
         )
         answer = self._transport.call(
-            lambda to: to.datasets.CreateDataset, request, f"creating dataset {name!r}"
+            lambda to: to.datasets.CreateDataset, request, f"creating dataset {name!r}", once=True
         )
         return dataset_info(answer.dataset)
 
@@ -119,7 +119,9 @@ class Client:
     def delete_dataset(self, name: str) -> None:
         """Deletes a dataset that no run uses. FailedPrecondition while one does; NotFound."""
         request = datasets_pb2.DeleteDatasetRequest(name=name)
-        self._transport.call(lambda to: to.datasets.DeleteDataset, request, f"deleting dataset {name!r}")
+        self._transport.call(
+            lambda to: to.datasets.DeleteDataset, request, f"deleting dataset {name!r}", once=True
+        )
 
     def append_examples(self, name: str, count: int, expected_size: int | None = None) -> DatasetInfo:
         """Appends `count` examples; the first draw of every run after this returns may draw them.
@@ -251,8 +253,12 @@ class Client:
             history_size=whole("history_size", history_size, below=2**32),
             retain_steps=whole("retain_steps", retain_steps, at_least=1),
         )
+        if asks_for_mix(mix):
+            self._transport.require("mix", f"mix {dict(mix)!r}", f"creating run {name!r}")
         request = runs_pb2.CreateRunRequest(spec=spec, exist_ok=exist_ok)
-        answer = self._transport.call(lambda to: to.runs.CreateRun, request, f"creating run {name!r}")
+        answer = self._transport.call(
+            lambda to: to.runs.CreateRun, request, f"creating run {name!r}", once=True
+        )
         check_mix(mix, answer.run, f"creating run {name!r}")
         warn_of_all(name, answer.run.missing_inputs)
         return Run(self, name)
@@ -273,7 +279,10 @@ class Client:
     def delete_run(self, name: str) -> None:
         """Deletes a run, its history and its journal. Its sessions end with NotFound. NotFound."""
         self._transport.call(
-            lambda to: to.runs.DeleteRun, runs_pb2.DeleteRunRequest(name=name), f"deleting run {name!r}"
+            lambda to: to.runs.DeleteRun,
+            runs_pb2.DeleteRunRequest(name=name),
+            f"deleting run {name!r}",
+            once=True,
         )
 
     # -- the connection --------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from steelyard.errors import FailedPrecondition
 from steelyard.structs import from_struct
@@ -156,10 +156,15 @@ def mix_of(policy: runs_pb2.Policy) -> dict[str, Any]:
     return from_struct(policy.mix) if policy.HasField("mix") else {"method": "none"}
 
 
+def asks_for_mix(asked: Mapping[str, Any] | None) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a server must know mixes to do what is asked for."""
+    return asked is not None and asked.get("method") != "none"
+
+
 def check_mix(asked: Mapping[str, Any] | None, run: runs_pb2.Run, purpose: str) -> None:
     """FailedPrecondition where a mix was asked for of a server that knows none: it passes over what it does not know,
     and the run draws without groups."""
-    if asked is None or asked.get("method") == "none" or run.spec.policy.HasField("mix"):
+    if not asks_for_mix(asked) or run.spec.policy.HasField("mix"):
         return
     raise FailedPrecondition(
         f"{purpose}: expected the mix {dict(asked)!r}, got a run that draws without groups: this server is of before "

@@ -13,7 +13,7 @@ from steelyard.arguments import float_array, id_array, pack_ids, whole
 from steelyard.batch import Batch
 from steelyard.errors import Internal, InvalidArgument
 from steelyard.events import Event, read
-from steelyard.info import Retention, RunInfo, Stats, check_mix, retention, run_info, stats
+from steelyard.info import Retention, RunInfo, Stats, asks_for_mix, check_mix, retention, run_info, stats
 from steelyard.missing import warn_of_all
 from steelyard.options import SessionOptions
 from steelyard.session import Session
@@ -176,7 +176,8 @@ class Run:
 
         The next draw knows them (step None), or they are folded with the reports of a step that was drawn, under the
         run's staleness. `signals` are losses, one for each id, or several named signals. Counts twice when it is
-        repeated, so after an Unavailable it is the caller's to decide. InvalidArgument: ids out of range, counts that
+        repeated, so after an Unavailable (the server was killed meanwhile, or is of an older version and the connection
+        ended) it is the caller's to decide. InvalidArgument: ids out of range, counts that
         differ, losses that the policy cannot use. FailedPrecondition: the step is not drawn yet.
 
         Many ids travel in parts of at most 2^20, in order, each durable by itself and the whole not atomic: after an
@@ -264,7 +265,9 @@ class Run:
         else:
             request.step = self.info().closed_steps if step is None else whole("step", step)
         purpose = self._purpose(f"forking {new_name!r} from")
-        answer = self._transport.call(lambda to: to.runs.Fork, request, purpose)
+        if asks_for_mix(mix):
+            self._transport.require("mix", f"mix {dict(mix)!r}", purpose)
+        answer = self._transport.call(lambda to: to.runs.Fork, request, purpose, once=True)
         check_mix(mix, answer.run, purpose)
         warn_of_all(new_name, answer.run.missing_inputs)
         return Run(self._client, new_name)
@@ -282,6 +285,8 @@ class Run:
         """
         request = runs_pb2.ChangePolicyRequest(name=self._name, policy=_policy(draw, weigh, mix))
         purpose = self._purpose("changing the policy of")
+        if asks_for_mix(mix):
+            self._transport.require("mix", f"mix {dict(mix)!r}", purpose)
         answer = self._transport.call(lambda to: to.runs.ChangePolicy, request, purpose)
         check_mix(mix, answer.run, purpose)
         warn_of_all(self._name, answer.run.missing_inputs)
@@ -361,7 +366,10 @@ class Run:
             request.signals.append(arrays_pb2.Signal(name=name, values=wire.pack(values, np.float32)))
         which = "" if len(ids) == total else f"[{first}:{first + len(ids)}] of {total}"
         self._transport.call(
-            lambda to: to.runs.Observe, request, self._purpose(f"observing signals{which} of")
+            lambda to: to.runs.Observe,
+            request,
+            self._purpose(f"observing signals{which} of"),
+            once=True,
         )
 
     def _column(self, name: str, ids: npt.NDArray[np.int64] | None) -> npt.NDArray[np.float32]:

@@ -14,18 +14,30 @@ import grpc
 from google.protobuf.message import Message
 
 from steelyard import forking
-from steelyard.calling import metadata
+from steelyard.abilities import INSTANCE, Abilities, of_schema, told
+from steelyard.calling import Metadata, metadata
 from steelyard.channel import SharedChannels, errors_of, why_not
 from steelyard.credentials import Credentials
 from steelyard.errors import (
+    Aborted,
     DeadlineExceeded,
+    FailedPrecondition,
     HandshakeFailed,
+    PermissionDenied,
     ResourceExhausted,
     SteelyardError,
     Unavailable,
+    Unimplemented,
 )
 from steelyard.handshake import NOT_CONNECTED
-from steelyard.v1 import admin_pb2_grpc, datasets_pb2_grpc, events_pb2_grpc, runs_pb2_grpc
+from steelyard.v1 import (
+    admin_pb2_grpc,
+    datasets_pb2_grpc,
+    events_pb2_grpc,
+    runs_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
+)
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
@@ -33,6 +45,11 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 _HANDSHAKES = 2
 """Failed ones in a row, of a channel that never worked, after which a call gives up: one may meet files that are just
 being replaced."""
+_ONCE_SECONDS = 45.0
+"""For which a call is asked for again that counts: less than the server remembers (service/once.py)."""
+_AGED = "max connection age"
+_ANEW = "was started anew"
+_ASK = server_pb2.GetServerRequest()
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 2.0
 # Our own, so that a program that seeds or watches the module's generator does not meet ours.
 _JITTER = random.Random()  # noqa: S311 -- jitter keeps no secret
@@ -47,6 +64,7 @@ class Stubs:
     runs: runs_pb2_grpc.RunServiceStub
     events: events_pb2_grpc.EventServiceStub
     admin: admin_pb2_grpc.AdminServiceStub
+    server: server_pb2_grpc.ServerServiceStub
 
 
 class Transport:
@@ -62,6 +80,7 @@ class Transport:
         self._lock = threading.Lock()
         self._closed = False
         self._stubs: Stubs | None = None  # whose channel is held, so that it outlives each call
+        self._abilities: Abilities | None = None
         self._proven: grpc.Channel | None = None  # has brought an answer
 
     def call(
@@ -69,24 +88,99 @@ class Transport:
         method: Callable[[Stubs], grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]],
         request: RequestT,
         purpose: str,
+        *,
+        once: bool = False,
     ) -> ResponseT:
         """Makes one call. `purpose` says in words what was asked for; an error repeats it.
 
         What never reached the server, or was refused before the server did anything, is asked for again until the
-        client's timeout.
+        client's timeout, and so is what the server had not answered when it ended a connection of old age. `once`: it
+        counts when it is repeated. Where the connection ends before the answer comes, it is asked for again all the
+        same, of a server that does it once; Unavailable of one that is too old for that, or that was started anew
+        meanwhile: it may have been done or not.
         """
+        if not once:
+            return self._until(method, request, purpose, metadata(), repeatable=True)
+        abilities = self.abilities(purpose)
+        if "once" not in abilities.names:
+            return self._until(method, request, purpose, metadata())
+        return self._once(method, request, purpose, abilities)
+
+    def abilities(self, purpose: str) -> Abilities:
+        """What the server can do; asked for at the first use. Errors are those of call."""
+        if self._abilities is None:
+            try:
+                answer = self._until(lambda to: to.server.GetServer, _ASK, purpose, metadata())
+                self._abilities = told(answer)
+            except Unimplemented:
+                with self.stubs(purpose) as stubs:
+                    self._abilities = of_schema(stubs.channel, self.timeout)
+            except PermissionDenied:
+                return Abilities(frozenset(), known=False)
+        return self._abilities
+
+    def require(self, ability: str, what: str, purpose: str) -> None:
+        """FailedPrecondition where the server is known not to have it: before anything is done."""
+        if self.abilities(purpose).lacks(ability):
+            raise FailedPrecondition(
+                f"{purpose}: the server at {self.address} knows no {what}; it is of before there were any. Nothing was "
+                f"done. Upgrade it, or go on without `{ability}`"
+            )
+
+    def _once(
+        self,
+        method: Callable[[Stubs], grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]],
+        request: RequestT,
+        purpose: str,
+        abilities: Abilities,
+    ) -> ResponseT:
+        """As call, of a server that does once what it is asked for twice by the same metadata."""
+        own = metadata()
+        limit = time.monotonic() + min(self.timeout, _ONCE_SECONDS)
+        broke: Unavailable | None = None
+        pauses = _pauses()
+        while True:
+            try:
+                return self._until(method, request, purpose, (*own, (INSTANCE, str(abilities.instance))))
+            except Unavailable as error:
+                broke = error
+                pause = next(pauses)
+                if isinstance(error, HandshakeFailed) or time.monotonic() + pause > limit:
+                    raise
+            except Aborted as error:
+                if _ANEW not in str(error):
+                    raise
+                if broke is not None:
+                    raise Unavailable(f"{broke}; asked again: {error}") from None
+                # It was started anew before this call was ever made.
+                self._abilities, pause = None, 0.0
+                abilities = self.abilities(purpose)
+            time.sleep(pause)
+
+    def _until(
+        self,
+        method: Callable[[Stubs], grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]],
+        request: RequestT,
+        purpose: str,
+        own: Metadata,
+        *,
+        repeatable: bool = False,
+    ) -> ResponseT:
+        """One call, made until the server has taken it; until it is answered, where it is repeatable."""
         deadline = time.monotonic() + self.timeout
         pauses, handshakes = _pauses(), 0
         while True:
             try:
-                return self._once(method, request, purpose, max(deadline - time.monotonic(), 0.001))
+                left = max(deadline - time.monotonic(), 0.001)
+                return self._try(method, request, purpose, own, left)
             except HandshakeFailed:
                 handshakes += 1
                 pause = next(pauses)
                 if handshakes == _HANDSHAKES or time.monotonic() + pause > deadline:
                     raise
             except Unavailable as error:
-                if NOT_CONNECTED not in str(error):
+                aged = repeatable and _AGED in str(error)
+                if not aged and NOT_CONNECTED not in str(error):
                     raise
                 handshakes, pause = 0, next(pauses)
                 if time.monotonic() + pause > deadline:
@@ -124,11 +218,12 @@ class Transport:
         finally:
             self._channels.give_back(stubs.channel, broken=False)
 
-    def _once(
+    def _try(
         self,
         method: Callable[[Stubs], grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]],
         request: RequestT,
         purpose: str,
+        own: Metadata,
         timeout: float,
     ) -> ResponseT:
         with self.stubs(purpose) as stubs:
@@ -137,9 +232,7 @@ class Transport:
             known = not self._secure or self._proven is stubs.channel
             try:
                 with errors_of(self.address, purpose, self.timeout, self.credentials):
-                    answer = method(stubs)(
-                        request, timeout=timeout, metadata=metadata(), wait_for_ready=known
-                    )
+                    answer = method(stubs)(request, timeout=timeout, metadata=own, wait_for_ready=known)
             except DeadlineExceeded as error:
                 raise self._with_reason(error, stubs.channel) from None
             except Unavailable:
@@ -176,6 +269,7 @@ def _stubs_of(channel: grpc.Channel) -> Stubs:
         runs_pb2_grpc.RunServiceStub(channel),
         events_pb2_grpc.EventServiceStub(channel),
         admin_pb2_grpc.AdminServiceStub(channel),
+        server_pb2_grpc.ServerServiceStub(channel),
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from steelyard import errors
 from steelyard.channel import _OPTIONS, SharedChannels, explained
-from steelyard.v1 import datasets_pb2, events_pb2, runs_pb2
+from steelyard.v1 import datasets_pb2, events_pb2, runs_pb2, server_pb2
 
 
 @pytest.mark.parametrize("kind", [errors.Unavailable, errors.Internal, errors.ResourceExhausted])
@@ -35,7 +35,7 @@ def test_only_methods_that_exist_and_may_be_repeated_are_retried():
     (rule,) = config["methodConfig"]
     services = {
         one.full_name: one
-        for module in (datasets_pb2, events_pb2, runs_pb2)
+        for module in (datasets_pb2, events_pb2, runs_pb2, server_pb2)
         for one in module.DESCRIPTOR.services_by_name.values()
     }
     retried = {(one["service"], one["method"]) for one in rule["name"]}

@@ -86,6 +86,8 @@ METHODS: dict[str, Row] = {
     _RUNS + "GetBatch": _run("read"),
     _RUNS + "GetRetention": _run("read"),
     "/steelyard.v1.EventService/StreamEvents": _run("read"),
+    # What a server is and can do: for everyone who is let in.
+    "/steelyard.v1.ServerService/GetServer": Row(),
     "/steelyard.v1.TrainerService/Train": Row(
         (Need("draw", "run", "run"), Need("report", "run", "run")), at_join=True
     ),

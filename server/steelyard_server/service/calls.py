@@ -15,6 +15,7 @@ import grpc
 from structlog.contextvars import bind_contextvars
 
 from steelyard_server.service.errors import status_of
+from steelyard_server.service.once import Once
 
 _NAME_CHARACTERS = 128
 """Of a name in the log, which is a caller's and not yet looked at."""
@@ -22,14 +23,22 @@ _NAME_CHARACTERS = 128
 Handler = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
 
 
-def unary(executor: Executor, method: Callable[[Any], Any]) -> Handler:
-    """An asyncio handler that runs `method` on `executor` and turns its errors into statuses."""
+def unary(executor: Executor, method: Callable[[Any], Any], once: Once | None = None) -> Handler:
+    """An asyncio handler that runs `method` on `executor` and turns its errors into statuses; with `once`, what a
+    client asks for again is done once."""
 
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        try:
-            _say_what(request)
+        async def done() -> Any:
             work = partial(contextvars.copy_context().run, method, request)
             return await asyncio.get_running_loop().run_in_executor(executor, work)
+
+        try:
+            _say_what(request)
+            if once is None:
+                return await done()
+            return await once.do(
+                dict(context.invocation_metadata() or ()), method.__qualname__, request, done
+            )
         except Exception as error:
             code, message = status_of(error)
             await context.abort(code, message)
@@ -56,15 +65,17 @@ def streamed(
     return handle
 
 
-def offloaded(methods: object, executor: Executor) -> Any:
+def offloaded(methods: object, executor: Executor, once: Once | None = None) -> Any:
     """What the generated add_..._to_server takes: a handler for each public method of `methods`, named as its RPC;
     those that yield are streams."""
-    handlers = {}
+    handlers: dict[str, Any] = {}
     for name in dir(methods):
         if name[0].isupper():
             method = getattr(methods, name)
-            edge = streamed if inspect.isgeneratorfunction(method) else unary
-            handlers[name] = edge(executor, method)
+            if inspect.isgeneratorfunction(method):
+                handlers[name] = streamed(executor, method)
+            else:
+                handlers[name] = unary(executor, method, once)
     return SimpleNamespace(**handlers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import uuid
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
@@ -20,17 +21,21 @@ from steelyard.v1 import (
     events_pb2_grpc,
     runs_pb2,
     runs_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
     trainer_pb2,
     trainer_pb2_grpc,
 )
 from steelyard_server.config import Settings
 from steelyard_server.keeping.keeper import Keeper
 from steelyard_server.runs.catalog import Catalog
+from steelyard_server.service.about import ServerService
 from steelyard_server.service.admin import AdminService
 from steelyard_server.service.calls import offloaded
 from steelyard_server.service.datasets import DatasetService
 from steelyard_server.service.events import EventService
 from steelyard_server.service.guard import Guard
+from steelyard_server.service.once import Once
 from steelyard_server.service.runs import RunService
 from steelyard_server.service.trainer import TrainerService
 
@@ -40,6 +45,7 @@ SERVICES = (
     trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name,
     events_pb2.DESCRIPTOR.services_by_name["EventService"].full_name,
     admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
+    server_pb2.DESCRIPTOR.services_by_name["ServerService"].full_name,
 )
 
 Options = list[tuple[str, int]]
@@ -63,9 +69,13 @@ def build(
     For the event loop that is to run it.
     """
     server = grpc.aio.server(options=_options(settings), interceptors=[*interceptors, guard])
-    datasets = offloaded(DatasetService(catalog), calls)
+    instance = uuid.uuid4().hex
+    once = Once(instance)
+    about = offloaded(ServerService(instance), calls)
+    server_pb2_grpc.add_ServerServiceServicer_to_server(about, server)
+    datasets = offloaded(DatasetService(catalog), calls, once)
     datasets_pb2_grpc.add_DatasetServiceServicer_to_server(datasets, server)
-    runs = offloaded(RunService(catalog), calls)
+    runs = offloaded(RunService(catalog), calls, once)
     runs_pb2_grpc.add_RunServiceServicer_to_server(runs, server)
     events = offloaded(EventService(catalog), calls)
     events_pb2_grpc.add_EventServiceServicer_to_server(events, server)

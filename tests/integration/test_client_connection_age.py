@@ -1,0 +1,146 @@
+"""A server that ends connections by their age: nobody notices, and what counts counts once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+import steelyard
+from steelyard import wire
+from steelyard.arguments import pack_ids
+from steelyard.v1 import arrays_pb2, runs_pb2, runs_pb2_grpc, server_pb2, server_pb2_grpc
+from steelyard_server.config import Settings
+from steelyard_server.server import Server, edge
+
+SIZE = 300_000
+
+
+@pytest.fixture
+def aging(tmp_path, monkeypatch) -> Iterator[Callable[..., Server]]:
+    """Starts a server whose connections live that many milliseconds, and are cut after so many more."""
+    options, started = edge._options, list[Server]()
+
+    def start(age: int, grace: int, **settings: Any) -> Server:
+        more = [("grpc.max_connection_age_ms", age), ("grpc.max_connection_age_grace_ms", grace)]
+        monkeypatch.setattr(
+            edge, "_options", lambda given: [one for one in options(given) if "_age_" not in one[0]] + more
+        )
+        given = Settings(data_dir=tmp_path / "data", listen="127.0.0.1:0", kernels="numpy", **settings)
+        started.append(Server(given))
+        started[0].start()
+        return started[0]
+
+    yield start
+    started[0].stop(1.0)
+
+
+def rank(run: steelyard.Run, number: int, steps: int, ends: list[int], errors: list[Exception]) -> None:
+    try:
+        with run.join(number, 2, attempt="one", timeout=60) as session:
+            for _ in range(steps):
+                batch = session.next()
+                session.report(batch, np.full(len(batch), batch.step + number / 4))
+                if number == 0:
+                    run.stats()
+            ends[number] = session.step
+    except Exception as error:
+        errors.append(error)
+
+
+def test_trainers_calls_and_readers_of_events_outlive_many_connections(aging):
+    """Each connection lives 0.2 s: reports are sent again, and none counts twice or is missing."""
+    client = steelyard.connect(aging(200, 50).address, timeout=60)
+    client.create_dataset("d", 500)
+    run = client.create_run(
+        "r", dataset="d", batch_size=16, staleness=0, draw={"method": "scored", "score": "last_loss"}
+    )
+    steps, ends, errors = 200, [0, 0], list[Exception]()
+    ranks = [
+        threading.Thread(target=rank, args=(run, number, steps, ends, errors), daemon=True)
+        for number in range(2)
+    ]
+    for thread in ranks:
+        thread.start()
+    seen = [event.record for event in run.events()]
+    while any(thread.is_alive() for thread in ranks):
+        assert seen == list(range(len(seen)))
+        seen = [event.record for event in run.events()]
+    assert not errors
+    assert ends == [steps, steps]
+    reports = [one for one in run.events() if isinstance(one, steelyard.events.LossesReported)]
+    assert sorted((one.step, one.offset) for one in reports) == [
+        (step, offset) for step in range(steps) for offset in (0, 8)
+    ]
+    assert all((one.signals["loss"] == one.step + one.offset / 32).all() for one in reports)
+
+
+def test_calls_that_wait_when_their_connection_ends_are_answered_and_those_that_count_count_once(aging):
+    """120 calls before a server with one thread, whose connections live 0.3 s with 0.05 s of grace."""
+    client = steelyard.connect(aging(300, 50, call_threads=1).address, timeout=60)
+    client.create_dataset("d", SIZE)
+    run = client.create_run("r", dataset="d", batch_size=8, draw={"method": "scored", "score": "last_loss"})
+    errors: list[Exception] = []
+
+    def call(number: int) -> None:
+        try:
+            if number % 2:
+                assert len(run.column("last_loss")) == SIZE
+            else:
+                run.observe([number], [float(number)])
+                client.create_dataset(f"d{number}", 5)
+                client.delete_dataset(f"d{number}")
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=call, args=(number,), daemon=True) for number in range(120)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not errors
+    observed = [int(one.ids[0]) for one in run.events() if isinstance(one, steelyard.events.SignalsObserved)]
+    assert sorted(observed) == list(range(0, 120, 2))
+    assert [one.name for one in client.list_datasets()] == ["d"]
+
+
+def test_what_is_asked_for_twice_by_one_id_is_done_once_in_one_life_of_the_server(aging):
+    server = aging(60_000, 1000)
+    client = steelyard.connect(server.address)
+    client.create_dataset("d", 20)
+    run = client.create_run("r", dataset="d", batch_size=4)
+    with grpc.insecure_channel(server.address) as channel:
+        about = server_pb2_grpc.ServerServiceStub(channel).GetServer(
+            server_pb2.GetServerRequest(), timeout=20
+        )
+        assert "once" in about.capabilities
+        stub = runs_pb2_grpc.RunServiceStub(channel)
+
+        def observe(name: str, value: float, instance: str = about.instance) -> str:
+            request = runs_pb2.ObserveRequest(name="r", ids=pack_ids(np.array([1])))
+            request.signals.append(arrays_pb2.Signal(name="loss", values=wire.pack([value], np.float32)))
+            metadata = (("x-request-id", name), ("x-steelyard-instance", instance))
+            try:
+                stub.Observe(request, timeout=20, metadata=metadata)
+            except grpc.RpcError as error:
+                return f"{error.code().name}: {error.details()}"  # type: ignore[attr-defined]
+            return "done"
+
+        assert [observe("a", 1.0), observe("a", 1.0), observe("b", 1.0)] == ["done"] * 3
+        assert observe("a", 2.0).startswith("INVALID_ARGUMENT: request id 'a': expected the request")
+        assert observe("c", 1.0, "another").startswith("ABORTED: the server was started anew")
+    assert sum(isinstance(one, steelyard.events.SignalsObserved) for one in run.events()) == 2
+
+
+def test_a_client_that_knew_the_server_before_it_was_started_anew_goes_on(tmp_path):
+    with steelyard.testing.ServerProcess(tmp_path) as process:
+        client = process.client()
+        client.create_dataset("one", 10)
+        process.kill()
+        process.start()
+        client.create_dataset("two", 10)
+        assert [one.name for one in client.list_datasets()] == ["one", "two"]
