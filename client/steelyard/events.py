@@ -19,7 +19,16 @@ import numpy.typing as npt
 from steelyard import forking, wire
 from steelyard.calling import metadata
 from steelyard.channel import errors_of, explained, told_in_words
-from steelyard.errors import Aborted, DataLoss, DeadlineExceeded, Internal, Unavailable, from_rpc_error
+from steelyard.errors import (
+    Aborted,
+    DataLoss,
+    DeadlineExceeded,
+    HandshakeFailed,
+    Internal,
+    Unavailable,
+    from_rpc_error,
+)
+from steelyard.handshake import NOT_CONNECTED
 from steelyard.info import Staleness, mix_of, staleness_of
 from steelyard.structs import from_struct
 from steelyard.transport import Transport
@@ -226,7 +235,8 @@ def read(transport: Transport, request: pb.StreamEventsRequest, purpose: str) ->
             return
         except Unavailable as error:
             attempts = attempts + 1 if place.record == before else 1
-            if before == place.record == -1 or attempts > _ATTEMPTS:
+            begun = place.record >= 0 or NOT_CONNECTED in str(error) or isinstance(error, HandshakeFailed)
+            if not begun or attempts > _ATTEMPTS:
                 raise
             broke = error
         except DeadlineExceeded as error:
@@ -289,7 +299,9 @@ def _events(transport: Transport, request: pb.StreamEventsRequest, purpose: str)
 def _messages(transport: Transport, request: pb.StreamEventsRequest, purpose: str) -> Iterator[pb.Event]:
     with transport.stubs(purpose) as stubs:
         with errors_of(transport.address, purpose, transport.timeout, transport.credentials):
-            call = stubs.events.StreamEvents(request, wait_for_ready=True, metadata=metadata())
+            call = stubs.events.StreamEvents(
+                request, wait_for_ready=not transport.secure, metadata=metadata()
+            )
         forking.keep(call)
         try:
             while (response := _next(call, transport, purpose)) is not None:

@@ -43,8 +43,8 @@ RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
 
 _HANDSHAKES = 2
-"""Failed ones in a row, of a channel that never worked, after which a call gives up: one may meet files that are just
-being replaced."""
+"""Failed ones in a row, where there never was any connection, after which a call gives up: one may meet files that are
+just being replaced."""
 _ONCE_SECONDS = 45.0
 """For which a call is asked for again that counts: less than the server remembers (service/once.py)."""
 _AGED = "max connection age"
@@ -75,13 +75,13 @@ class Transport:
         self.address = address
         self.timeout = timeout
         self.credentials = credentials
-        self._secure = credentials is not None and credentials.secure
+        self.secure = credentials is not None and credentials.secure
         self._channels = SharedChannels()
         self._lock = threading.Lock()
         self._closed = False
         self._stubs: Stubs | None = None  # whose channel is held, so that it outlives each call
         self._abilities: Abilities | None = None
-        self._proven: grpc.Channel | None = None  # has brought an answer
+        self._proven = False  # an answer has come
 
     def call(
         self,
@@ -169,6 +169,7 @@ class Transport:
         """One call, made until the server has taken it; until it is answered, where it is repeatable."""
         deadline = time.monotonic() + self.timeout
         pauses, handshakes = _pauses(), 0
+        refused: ResourceExhausted | None = None
         while True:
             try:
                 left = max(deadline - time.monotonic(), 0.001)
@@ -176,7 +177,7 @@ class Transport:
             except HandshakeFailed:
                 handshakes += 1
                 pause = next(pauses)
-                if handshakes == _HANDSHAKES or time.monotonic() + pause > deadline:
+                if (handshakes >= _HANDSHAKES and not self._proven) or time.monotonic() + pause > deadline:
                     raise
             except Unavailable as error:
                 aged = repeatable and _AGED in str(error)
@@ -187,9 +188,12 @@ class Transport:
                     raise DeadlineExceeded(
                         f"{purpose}: no connection with {self.address} within {self.timeout:g} s: {error}"
                     ) from None
+            except DeadlineExceeded as error:
+                raise (error if refused is None else refused) from None
             except ResourceExhausted as error:
                 if error.retry_after is None:
                     raise
+                refused = error
                 pause = max(error.retry_after, next(pauses))
                 if time.monotonic() + pause > deadline:
                     raise
@@ -207,7 +211,7 @@ class Transport:
     @property
     def proven(self) -> bool:
         """Whether the server is known to be spoken to as it should: by TLS that works, or by none."""
-        return not self._secure or self._proven is not None
+        return not self.secure or self._proven
 
     @contextmanager
     def stubs(self, purpose: str) -> Iterator[Stubs]:
@@ -227,20 +231,22 @@ class Transport:
         timeout: float,
     ) -> ResponseT:
         with self.stubs(purpose) as stubs:
-            # A server that is being started, or started again, is waited for within the deadline. gRPC would wait for a
-            # handshake that can never succeed, too, and say nothing of it.
-            known = not self._secure or self._proven is stubs.channel
+            # A server that is being started, or started again, is waited for within the deadline. Not by gRPC where
+            # there is TLS: it would wait for a handshake that can never succeed, too, such as one by certificates that
+            # have been replaced since, and say nothing of it.
             try:
                 with errors_of(self.address, purpose, self.timeout, self.credentials):
-                    answer = method(stubs)(request, timeout=timeout, metadata=own, wait_for_ready=known)
+                    answer = method(stubs)(
+                        request, timeout=timeout, metadata=own, wait_for_ready=not self.secure
+                    )
             except DeadlineExceeded as error:
                 raise self._with_reason(error, stubs.channel) from None
             except Unavailable:
                 raise
             except SteelyardError:
-                self._proven = stubs.channel
+                self._proven = True
                 raise
-            self._proven = stubs.channel
+            self._proven = True
             return answer
 
     def _with_reason(self, error: DeadlineExceeded, channel: grpc.Channel) -> DeadlineExceeded:

@@ -43,7 +43,7 @@ def transport_of(call) -> Any:
     def stubs(purpose):
         yield SimpleNamespace(events=SimpleNamespace(StreamEvents=call))
 
-    return SimpleNamespace(stubs=stubs, address="a:1", timeout=5, credentials=None)
+    return SimpleNamespace(stubs=stubs, address="a:1", timeout=5, credentials=None, secure=False)
 
 
 def read(*messages, size=1):

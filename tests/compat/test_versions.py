@@ -100,8 +100,9 @@ def test_what_an_old_server_does_not_have_is_refused_clearly(old, tmp_path, monk
     try:
         with grpc.insecure_channel(process.address) as channel:
             for method in ("/steelyard.v1.ServerService/GetServer", "/steelyard.v1.RunService/Levitate"):
+                ask: Any = channel.unary_unary(method)
                 with pytest.raises(grpc.RpcError) as failed:
-                    channel.unary_unary(method)(b"", timeout=20)
+                    ask(b"", timeout=20)
                 assert isinstance(from_rpc_error(failed.value), steelyard.Unimplemented)
     finally:
         process.kill()
@@ -120,7 +121,7 @@ def test_a_client_of_tomorrow_is_served_as_one_of_today(tmp_path):
     with steelyard.testing.server(tmp_path) as client, grpc.insecure_channel(client.address) as channel:
 
         def call(method: str, request: Message, answer: Any) -> Any:
-            ask = channel.unary_unary(
+            ask: Any = channel.unary_unary(
                 f"/steelyard.v1.{method}",
                 request_serializer=lambda one: one.SerializeToString(),
                 response_deserializer=answer.FromString,
@@ -141,7 +142,7 @@ def test_a_client_of_tomorrow_is_served_as_one_of_today(tmp_path):
             runs_pb2.CreateRunRequest(spec=unheard_of(spec)),
             runs_pb2.CreateRunResponse,
         )
-        train = channel.stream_stream(
+        train: Any = channel.stream_stream(
             "/steelyard.v1.TrainerService/Train",
             request_serializer=lambda one: one.SerializeToString(),
             response_deserializer=trainer_pb2.TrainResponse.FromString,

@@ -15,22 +15,25 @@ from steelyard import wire
 from steelyard.arguments import pack_ids
 from steelyard.v1 import arrays_pb2, runs_pb2, runs_pb2_grpc, server_pb2, server_pb2_grpc
 from steelyard_server.config import Settings
-from steelyard_server.server import Server, edge
+from steelyard_server.server import Server
 
 SIZE = 300_000
 
 
 @pytest.fixture
-def aging(tmp_path, monkeypatch) -> Iterator[Callable[..., Server]]:
-    """Starts a server whose connections live that many milliseconds, and are cut after so many more."""
-    options, started = edge._options, list[Server]()
+def aging(tmp_path) -> Iterator[Callable[..., Server]]:
+    """Starts a server whose connections live that many seconds, and are cut after so many more."""
+    started = list[Server]()
 
-    def start(age: int, grace: int, **settings: Any) -> Server:
-        more = [("grpc.max_connection_age_ms", age), ("grpc.max_connection_age_grace_ms", grace)]
-        monkeypatch.setattr(
-            edge, "_options", lambda given: [one for one in options(given) if "_age_" not in one[0]] + more
+    def start(age: float, grace: float, **settings: Any) -> Server:
+        given = Settings(
+            data_dir=tmp_path / "data",
+            listen="127.0.0.1:0",
+            kernels="numpy",
+            max_connection_age_seconds=age,
+            max_connection_age_grace_seconds=grace,
+            **settings,
         )
-        given = Settings(data_dir=tmp_path / "data", listen="127.0.0.1:0", kernels="numpy", **settings)
         started.append(Server(given))
         started[0].start()
         return started[0]
@@ -54,7 +57,7 @@ def rank(run: steelyard.Run, number: int, steps: int, ends: list[int], errors: l
 
 def test_trainers_calls_and_readers_of_events_outlive_many_connections(aging):
     """Each connection lives 0.2 s: reports are sent again, and none counts twice or is missing."""
-    client = steelyard.connect(aging(200, 50).address, timeout=60)
+    client = steelyard.connect(aging(0.2, 0.05).address, timeout=60)
     client.create_dataset("d", 500)
     run = client.create_run(
         "r", dataset="d", batch_size=16, staleness=0, draw={"method": "scored", "score": "last_loss"}
@@ -81,7 +84,7 @@ def test_trainers_calls_and_readers_of_events_outlive_many_connections(aging):
 
 def test_calls_that_wait_when_their_connection_ends_are_answered_and_those_that_count_count_once(aging):
     """120 calls before a server with one thread, whose connections live 0.3 s with 0.05 s of grace."""
-    client = steelyard.connect(aging(300, 50, call_threads=1).address, timeout=60)
+    client = steelyard.connect(aging(0.3, 0.05, call_threads=1).address, timeout=60)
     client.create_dataset("d", SIZE)
     run = client.create_run("r", dataset="d", batch_size=8, draw={"method": "scored", "score": "last_loss"})
     errors: list[Exception] = []
@@ -109,7 +112,7 @@ def test_calls_that_wait_when_their_connection_ends_are_answered_and_those_that_
 
 
 def test_what_is_asked_for_twice_by_one_id_is_done_once_in_one_life_of_the_server(aging):
-    server = aging(60_000, 1000)
+    server = aging(60, 1)
     client = steelyard.connect(server.address)
     client.create_dataset("d", 20)
     run = client.create_run("r", dataset="d", batch_size=4)

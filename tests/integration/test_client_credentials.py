@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import multiprocessing
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 import trustme
@@ -17,7 +19,7 @@ import trustme
 import steelyard
 from steelyard import Credentials
 from steelyard_server.config import Settings
-from steelyard_server.server import Server, edge
+from steelyard_server.server import Server
 
 PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 
@@ -51,70 +53,33 @@ class Authority:
         )
 
 
-class Tokens(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Lets in who shows the present token."""
-
-    def __init__(self) -> None:
-        self.good: str | None = None
-
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        shown = dict(details.invocation_metadata).get("authorization")
-        if self.good is None or shown == f"Bearer {self.good}":
-            return await continuation(details)
-
-        async def refuse(request: Any, context: Any) -> Any:
-            context.set_trailing_metadata((("x-request-id", "r17"),))
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is not known")
-
-        handler = await continuation(details)
-        kinds = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }
-        return kinds[handler.request_streaming, handler.response_streaming](
-            refuse,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
-
-
 class Secured:
-    """A server of this process that serves TLS, by files that it reads for every handshake."""
+    """A server of this process that serves TLS, and lets in whom its access file names, where it has one."""
 
-    def __init__(self, folder: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.authority, self.tokens = authority, Tokens()
-        self.options: list[tuple[str, int]] = []
-        self.name = "127.0.0.1"
-        self.clients: str | None = None
-        self._folder, self._monkeypatch = folder, monkeypatch
+    def __init__(self, folder: Path, authority: Authority) -> None:
+        self.settings: dict[str, Any] = {
+            "tls_cert": authority.folder / "server.crt",
+            "tls_key": authority.folder / "server.key",
+        }
+        self._folder = folder
 
     def start(self) -> str:
         """Its address."""
-        build: Callable[..., Any] = edge.build
-        options = edge._options
-
-        def bind(server: grpc.aio.Server, address: str) -> int:
-            first = self._configuration()
-            credentials = grpc.dynamic_ssl_server_credentials(
-                first, self._configuration, require_client_authentication=self.clients is not None
-            )
-            return int(server.add_secure_port(address, credentials))
-
-        with self._monkeypatch.context() as patch:
-            patch.setattr(edge, "bind", bind)
-            patch.setattr(edge, "build", lambda *given: build(*given[:4], [self.tokens]))
-            patch.setattr(edge, "_options", lambda settings: options(settings) + self.options)
-            self.server = Server(Settings(data_dir=self._folder, listen="127.0.0.1:0", kernels="numpy"))
-            self.server.start()
+        given = {"data_dir": self._folder, "listen": "127.0.0.1:0", "kernels": "numpy", **self.settings}
+        self.server = Server(Settings(**given))
+        self.server.start()
         return self.server.address
 
-    def _configuration(self) -> Any:
-        certificate, key = self.authority.folder / "server.crt", self.authority.folder / "server.key"
-        return grpc.ssl_server_certificate_configuration(
-            [(key.read_bytes(), certificate.read_bytes())],
-            root_certificates=None if self.clients is None else Path(self.clients).read_bytes(),
-        )
+
+def access(path: Path, *tokens: str, more: str = "") -> Path:
+    """An access file by which whoever shows one of the tokens may do everything, up to a quota in `more`."""
+    hashes = [hashlib.sha256(token.encode()).hexdigest() for token in tokens]
+    grants = (
+        '[[principals.grants]]\nverbs = ["admin", "draw", "report", "read"]\nruns = ["*"]\ndatasets = ["*"]\n'
+    )
+    draft = path.with_suffix(".draft")
+    draft.write_text(f'[[principals]]\nname = "p"\ntoken_sha256 = {json.dumps(hashes)}\n{more}\n{grants}')
+    return draft.replace(path)
 
 
 @pytest.fixture
@@ -125,8 +90,8 @@ def authority(tmp_path: Path) -> Authority:
 
 
 @pytest.fixture
-def secured(tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Iterator[Secured]:
-    one = Secured(tmp_path / "data", authority, monkeypatch)
+def secured(tmp_path: Path, authority: Authority) -> Iterator[Secured]:
+    one = Secured(tmp_path / "data", authority)
     yield one
     one.server.stop(1.0)
 
@@ -155,7 +120,7 @@ def kept_out(address: str, credentials: Credentials) -> str:
 
 
 def test_a_run_is_made_trained_and_read_over_tls(secured, authority):
-    secured.clients = authority.file
+    secured.settings["tls_client_ca"] = authority.file
     cert, key = authority.issue("trainer@example.org", "trainer")
     credentials = Credentials(ca=authority.file, cert=cert, key=key)
     with steelyard.connect(secured.start(), credentials=credentials) as client:
@@ -168,7 +133,7 @@ def test_a_run_is_made_trained_and_read_over_tls(secured, authority):
 
 
 def test_a_handshake_that_fails_is_told_in_words_long_before_the_deadline(secured, authority, tmp_path):
-    secured.clients = authority.file
+    secured.settings["tls_client_ca"] = authority.file
     address, stranger = secured.start(), Authority(tmp_path / "other")
     cert, key = authority.issue("a@example.org", "good")
     good = {"ca": authority.file, "cert": cert, "key": key}
@@ -237,11 +202,15 @@ def test_certificates_and_the_authority_change_while_a_trainer_works_and_it_sees
     secured, authority, tmp_path, eventually
 ):
     """New ones come beside the old ones, then the old ones go; connections end by age meanwhile."""
-    secured.clients = str(tmp_path / "clients.pem")
+    clients = str(tmp_path / "clients.pem")
     trusted = str(tmp_path / "trusted.pem")
-    secured.options = [("grpc.max_connection_age_ms", 400), ("grpc.max_connection_age_grace_ms", 200)]
+    secured.settings |= {
+        "tls_client_ca": clients,
+        "max_connection_age_seconds": 0.4,
+        "max_connection_age_grace_seconds": 0.2,
+    }
     cert, key = authority.issue("trainer@example.org", "trainer")
-    for file in (secured.clients, trusted):
+    for file in (clients, trusted):
         write(Path(file), authority.ca.cert_pem)
     client = steelyard.connect(
         secured.start(), credentials=Credentials(ca=trusted, cert=cert, key=key), timeout=30
@@ -258,7 +227,7 @@ def test_certificates_and_the_authority_change_while_a_trainer_works_and_it_sees
     for _ in range(2):
         goes_on()
         old, new = authority.ca, trustme.CA()
-        for file in (secured.clients, trusted):
+        for file in (clients, trusted):
             write(Path(file), old.cert_pem, new.cert_pem)
         goes_on()
         authority.ca = new
@@ -269,7 +238,7 @@ def test_certificates_and_the_authority_change_while_a_trainer_works_and_it_sees
         goes_on()
         write(Path(cert), *fresh.cert_chain_pems)
         goes_on()
-        for file in (secured.clients, trusted):
+        for file in (clients, trusted):
             write(Path(file), new.cert_pem)
         goes_on()
     stop.set()
@@ -281,37 +250,72 @@ def test_certificates_and_the_authority_change_while_a_trainer_works_and_it_sees
     client.close()
 
 
-def test_a_token_is_shown_with_every_call_and_a_renewed_one_counts_at_once(secured, authority, tmp_path):
-    secured.tokens.good = "first"
+def test_a_token_is_shown_with_every_call_and_a_renewed_one_counts_at_once(
+    secured, authority, tmp_path, eventually
+):
+    """The server forgets the first token before the client has the second: its stream is ended, and waits for it."""
+    secured.settings["access"] = access(tmp_path / "access.toml", "first")
     file = tmp_path / "token"
     file.write_text("first\n")
     address = secured.start()
     with steelyard.connect(address, credentials=Credentials(ca=authority.file, token_file=file)) as client:
         run = run_of(client)
+
+        def is_refused() -> bool:
+            try:
+                run.stats()
+            except steelyard.Unauthenticated:
+                return True
+            return False
+
         with run.join() as session:
             session.report(session.next(), np.ones(8))
-            secured.tokens.good = "second"
-            with pytest.raises(steelyard.Unauthenticated, match=r"the token is not known \(request r17\)"):
-                run.stats()
-            with pytest.raises(steelyard.Unauthenticated, match="the token is not known"):
+            access(tmp_path / "access.toml", "second")
+            eventually(is_refused)
+            with pytest.raises(
+                steelyard.Unauthenticated, match=r"that this server knows \(request [0-9a-f]{16}\)"
+            ):
                 list(run.events())
+            with pytest.raises(steelyard.Unauthenticated, match="expected credentials"):
+                run.join(timeout=60)
+            session.report(session.next(), np.ones(8))
+            eventually(lambda: not session._member._connected)
             file.write_text("second")
             session.report(session.next(), np.ones(8))
-            assert run.stats().reported_losses >= 8
-        with pytest.raises(steelyard.Unauthenticated, match="the token is not known"):
-            steelyard.Run(
-                steelyard.connect(address, credentials=Credentials(ca=authority.file, token="other")),
-                "r",
-            ).join()
+            session.flush()
+            assert run.stats().reported_losses == 24
+
+
+def test_who_is_over_a_quota_waits_and_goes_on(secured, authority, tmp_path):
+    secured.settings["access"] = access(tmp_path / "a.toml", "t", more="quota = {calls_per_second = 20}")
+    credentials = Credentials(ca=authority.file, token="t")
+    with steelyard.connect(secured.start(), credentials=credentials) as client:
+        run = run_of(client)
+        with ThreadPoolExecutor(8) as pool:
+            done = [pool.submit(run.observe, [number], [1.0]) for number in range(50)]
+            assert [one.result() for one in done] == [None] * 50
+        with run.join() as session:
+            session.report(session.next(), np.ones(8))
+        seen = [one for one in run.events() if isinstance(one, steelyard.events.SignalsObserved)]
+        assert sorted(int(one.ids[0]) for one in seen) == list(range(50))
+    with (
+        steelyard.connect(client.address, credentials=credentials, timeout=0.3) as hasty,
+        ThreadPoolExecutor(40) as pool,
+    ):
+        asked = [pool.submit(hasty.list_runs) for _ in range(40)]
+        errors = [error for one in asked if (error := one.exception()) is not None]
+        assert errors
+        assert {type(error) for error in errors} == {steelyard.ResourceExhausted}
+        assert "over its quota of calls a second" in str(errors[0])
 
 
 def _count(run: steelyard.Run, answer: Any) -> None:
     answer.put(run.stats().reported_losses)
 
 
-def test_a_run_of_a_secured_server_travels_to_another_process(secured, authority):
+def test_a_run_of_a_secured_server_travels_to_another_process(secured, authority, tmp_path):
     credentials = Credentials(ca=authority.file, token="t")
-    secured.tokens.good = "t"
+    secured.settings["access"] = access(tmp_path / "access.toml", "t")
     with steelyard.connect(secured.start(), credentials=credentials) as client:
         run = run_of(client)
         context = multiprocessing.get_context("spawn")
@@ -323,12 +327,14 @@ def test_a_run_of_a_secured_server_travels_to_another_process(secured, authority
         assert child.exitcode == 0
 
 
-def test_a_token_goes_over_a_unix_socket(tmp_path, monkeypatch):
-    tokens = Tokens()
-    tokens.good = "t"
-    build: Callable[..., Any] = edge.build
-    monkeypatch.setattr(edge, "build", lambda *given: build(*given, interceptors=[tokens]))
-    server = Server(Settings(data_dir=tmp_path / "data", listen=f"unix:{tmp_path}/s", kernels="numpy"))
+def test_a_token_goes_over_a_unix_socket(tmp_path):
+    settings = Settings(
+        data_dir=tmp_path / "data",
+        listen=f"unix:{tmp_path}/s",
+        kernels="numpy",
+        access=access(tmp_path / "access.toml", "t"),
+    )
+    server = Server(settings)
     server.start()
     try:
         with steelyard.connect(server.address, credentials=Credentials(token="t")) as client:

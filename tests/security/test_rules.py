@@ -85,7 +85,13 @@ def test_the_fields_of_a_row_are_there(method):
         _, field, path = row.lists
         answer = message_factory.GetMessageClass(described.output_type)()
         assert rules.value_at(getattr(answer, field).add(), path) == ""
-    assert row.needs or row.lists, "a row that needs nothing lets everyone in"
+    assert row.needs or row.lists or row.let_in, "a row that needs nothing lets everyone in"
+
+
+def test_what_needs_no_grant_tells_of_nothing_that_is_somebody_s():
+    assert [name for name, row in rules.METHODS.items() if row.let_in] == [
+        "/steelyard.v1.ServerService/GetServer"
+    ]
 
 
 def test_only_health_is_open():

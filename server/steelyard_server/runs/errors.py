@@ -51,4 +51,9 @@ class Unavailable(RunError):
 
 
 class Exhausted(RunError):
-    pass
+    """No room for it. `retry_after`: where it was refused before anything was done, and for this moment only, the
+    seconds after which it may be asked for again."""
+
+    def __init__(self, message: str = "", *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

@@ -6,6 +6,9 @@ from types import TracebackType
 
 from steelyard_server.runs.errors import Exhausted
 
+_RETRY_SECONDS = 0.1
+"""Told to whoever is refused: about as long as the slower calls take. Clients wait longer each time."""
+
 
 class Gate:
     """For one thread (the event loop).
@@ -20,7 +23,7 @@ class Gate:
 
     def __enter__(self) -> None:
         if self.inside >= self._limit:
-            raise Exhausted(self._text)
+            raise Exhausted(self._text, retry_after=_RETRY_SECONDS)
         self.inside += 1
 
     def __exit__(

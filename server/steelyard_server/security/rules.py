@@ -35,6 +35,8 @@ class Row:
     """A verb that one grant gives on all runs and datasets."""
     lists: tuple[Kind, str, str] | None = None
     """The answer shows what the caller may read: the kind, the repeated field, and where in it the name is."""
+    let_in: bool = False
+    """For everyone whose credentials are known, whatever they are granted."""
     open: bool = False
     """For everyone, without credentials."""
     at_join: bool = False
@@ -87,7 +89,7 @@ METHODS: dict[str, Row] = {
     _RUNS + "GetRetention": _run("read"),
     "/steelyard.v1.EventService/StreamEvents": _run("read"),
     # What a server is and can do: for everyone who is let in.
-    "/steelyard.v1.ServerService/GetServer": Row(),
+    "/steelyard.v1.ServerService/GetServer": Row(let_in=True),
     "/steelyard.v1.TrainerService/Train": Row(
         (Need("draw", "run", "run"), Need("report", "run", "run")), at_join=True
     ),

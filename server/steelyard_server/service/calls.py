@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 from structlog.contextvars import bind_contextvars
 
-from steelyard_server.service.errors import status_of
+from steelyard_server.service.errors import refusal_of
 from steelyard_server.service.once import Once
 
 _NAME_CHARACTERS = 128
@@ -40,8 +40,7 @@ def unary(executor: Executor, method: Callable[[Any], Any], once: Once | None = 
                 dict(context.invocation_metadata() or ()), method.__qualname__, request, done
             )
         except Exception as error:
-            code, message = status_of(error)
-            await context.abort(code, message)
+            await context.abort(*refusal_of(error))
 
     return handle
 
@@ -60,7 +59,7 @@ def streamed(
             while (answer := await loop.run_in_executor(executor, work)) is not None:
                 yield answer
         except Exception as error:
-            await context.abort(*status_of(error))
+            await context.abort(*refusal_of(error))
 
     return handle
 

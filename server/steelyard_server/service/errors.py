@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import grpc
+from structlog.contextvars import get_contextvars
 
 from steelyard_server.history.errors import (
     RecordDamaged,
@@ -56,3 +59,22 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
             return code, text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}..."
     _log.error("unexpected_error", exc_info=error)
     return grpc.StatusCode.INTERNAL, f"unexpected {type(error).__name__}; the server's log has the details"
+
+
+Trailers = tuple[tuple[str, str], ...]
+
+
+def refusal_of(error: BaseException) -> tuple[grpc.StatusCode, str, Trailers]:
+    """What a call is ended with, for context.abort."""
+    return *status_of(error), trailers_of(error)
+
+
+def trailers_of(error: BaseException) -> Trailers:
+    """The request's id, by which the log has more of it; and when it may be asked for again, where it was refused for
+    the moment and before anything was done (grpc-retry-pushback-ms, gRPC's own word for that)."""
+    trailers = []
+    if name := get_contextvars().get("request_id"):
+        trailers.append(("x-request-id", str(name)))
+    if isinstance(error, Exhausted) and error.retry_after is not None:
+        trailers.append(("grpc-retry-pushback-ms", str(math.ceil(1000 * error.retry_after))))
+    return tuple(trailers)

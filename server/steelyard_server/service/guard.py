@@ -27,7 +27,7 @@ from steelyard_server.security.evidence import Evidence
 from steelyard_server.security.gate import Gate
 from steelyard_server.security.gatekeeper import Gatekeeper, Tally
 from steelyard_server.security.quotas import UNLIMITED, Account, Accounts
-from steelyard_server.service.errors import status_of
+from steelyard_server.service.errors import refusal_of
 from steelyard_server.service.guarded import Call, Context, Stream, first_message
 
 Handler = Any  # grpc.RpcMethodHandler, whose stubs promise more than it has
@@ -106,7 +106,7 @@ class Guard(grpc.aio.ServerInterceptor):
                     call.judge(who, request)
                     data = call.answer(who, await inner(request, context))
             except _OURS as error:
-                await context.abort(*status_of(error))
+                await context.abort(*refusal_of(error))
             if account is not None:
                 account.spend_bytes(len(data))
             return data
@@ -131,12 +131,12 @@ class Guard(grpc.aio.ServerInterceptor):
                         else:
                             await inner(request, stream)
             except _OURS as error:
-                await context.abort(*status_of(error))
+                await context.abort(*refusal_of(error))
             except asyncio.CancelledError:
                 why = None if stream is None else stream.take_cancellation()
                 if why is None:
                     raise
-                await context.abort(*status_of(why))
+                await context.abort(*refusal_of(why))
 
         return serve
 
@@ -157,7 +157,8 @@ class Guard(grpc.aio.ServerInterceptor):
             part, wait = over
             self.tally.over_quota(who.principal, part)
             raise Exhausted(
-                f"principal {who.principal!r} is over its quota of {part} a second; try again in {wait:.3f} s"
+                f"principal {who.principal!r} is over its quota of {part} a second; try again in {wait:.3f} s",
+                retry_after=wait,
             )
         return who, evidence, account
 

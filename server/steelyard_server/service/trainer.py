@@ -20,7 +20,7 @@ from steelyard_server.runs.errors import Invalid
 from steelyard_server.runs.messages import Acknowledgement, Credit, Outgoing, Refusal, Report
 from steelyard_server.runs.run import Run
 from steelyard_server.service import convert
-from steelyard_server.service.errors import status_of
+from steelyard_server.service.errors import status_of, trailers_of
 
 MAX_UNANSWERED = 1024
 """Reports of one stream that may be under way, as long as they are small."""
@@ -151,7 +151,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
             # The reader is a task with a context of its own.
             bind_contextvars(**outbox.joined)
         if outbox.error is not None:
-            await context.abort(*_status_of(outbox.error))
+            await context.abort(*_status_of(outbox.error), trailers_of(outbox.error))
 
     async def _read(self, context: Context, outbox: StreamOutbox, window: ReportWindow) -> None:
         run: Run | None = None
