@@ -33,8 +33,9 @@ def full(bench: Bench) -> Iterator[Round]:
     ):
         while True:
             rate = scene.load()
-            began = time.monotonic()
+            began, failed = time.monotonic(), _failures(scene)
             _fill(disk / "ballast", leave=bench.moments.randrange(4 * MIB))
+            _await_failure(scene, failed)
             waited = _await_stuck(scene, began)
             refused = _refused(scene)
             time.sleep(bench.moments.uniform(0.2, 3.0))
@@ -175,6 +176,11 @@ def _fill(ballast: Path, leave: int) -> None:
             os.posix_fallocate(file.fileno(), 0, max(1, free - leave))
 
 
+def _await_failure(scene: Scene, failed: int) -> None:
+    """Until a commit has failed that is not among the first `failed`."""
+    _await(lambda: _failures(scene) > failed, "no commit has failed: the disk was not full", seconds=90)
+
+
 def _await_stuck(scene: Scene, since: float) -> float:
     """Waits until the trainer waits; for how many seconds it went on. Broken where it never stands."""
     deadline = time.monotonic() + 120
@@ -271,9 +277,9 @@ def _traced(scene: Scene, inject: str, output: Path) -> Iterator[None]:
         raise Broken("strace delayed nothing: nothing was tested")
 
 
-def _await(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 30
+def _await(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise Broken(f"after 30 s: {what}")
+            raise Broken(f"after {seconds:g} s: {what}")
         time.sleep(0.01)
