@@ -1,3 +1,13 @@
 """The modules of the faults, in the order of the table. A new one is named here, and nowhere else."""
 
-from tests.robustness.faults import disk, kills, machine, networks, power_cut, rest, searches, soak  # noqa: F401
+from tests.robustness.faults import (  # noqa: F401
+    credentials,
+    disk,
+    kills,
+    machine,
+    networks,
+    power_cut,
+    rest,
+    searches,
+    soak,
+)

@@ -1,0 +1,162 @@
+"""Certificates and authorities change under a training, and connections grow old."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import trustme
+
+from tests.robustness.faults.registry import Bench, Broken, Round, fault
+from tests.robustness.faults.scene import Scene
+
+AGE_SECONDS, GRACE_SECONDS = 4, 2
+
+
+class Papers:
+    """Certificates of a server and a trainer, and the authorities that each believes, as files that are replaced."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.authority = trustme.CA()
+        self._at = {
+            name: folder / f"{name}.pem" for name in ("ca", "cert", "key", "clients", "mine", "my_key")
+        }
+        self.trust(self.authority)
+        self.issue()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "tls_cert": self._at["cert"],
+            "tls_key": self._at["key"],
+            "tls_client_ca": self._at["clients"],
+            "max_connection_age_seconds": AGE_SECONDS,
+            "max_connection_age_grace_seconds": GRACE_SECONDS,
+        }
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "STEELYARD_CA": str(self._at["ca"]),
+            "STEELYARD_CERT": str(self._at["mine"]),
+            "STEELYARD_KEY": str(self._at["my_key"]),
+        }
+
+    def trust(self, *authorities: trustme.CA) -> None:
+        """Both sides believe these and no others."""
+        bundle = b"".join(one.cert_pem.bytes() for one in authorities)
+        for name in ("ca", "clients"):
+            _replace(self._at[name], bundle)
+
+    def issue(self) -> None:
+        """New certificates for both, by the present authority."""
+        for names, cert, key in ((("127.0.0.1",), "cert", "key"), (("trainer.example",), "mine", "my_key")):
+            leaf = self.authority.issue_cert(*names)
+            _replace(self._at[key], leaf.private_key_pem.bytes())
+            _replace(self._at[cert], b"".join(pem.bytes() for pem in leaf.cert_chain_pems))
+
+
+def _replace(path: Path, data: bytes) -> None:
+    new = path.with_suffix(".new")
+    new.write_bytes(data)
+    new.replace(path)
+
+
+class Secured(Scene):
+    """Server, trainer and owner with certificates; they find theirs by the environment."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.papers = Papers(bench.folder / "papers")
+        super().__init__(bench, **self.papers.settings)
+
+    def begin(self) -> None:
+        before = {name: os.environ.get(name) for name in self.papers.environment}
+        os.environ |= self.papers.environment
+        try:
+            super().begin()
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+@fault(
+    "certificates and authorities rotated",
+    how="both believe a new authority too, get certificates of it, and stop to believe the old one; connections of 4 s",
+    bar="no error for a client that retries, same batches, every loss counts once",
+    rounds=20,
+    suite=False,
+)
+def rotated(bench: Bench) -> Iterator[Round]:
+    with Secured(bench) as scene:
+        while True:
+            rate, papers = scene.load(), scene.papers
+            old, papers.authority = papers.authority, trustme.CA()
+            for change in (
+                lambda: papers.trust(old, papers.authority),  # noqa: B023 -- called in this round
+                papers.issue,
+                lambda: papers.trust(papers.authority),  # noqa: B023
+            ):
+                change()
+                # Every connection is made anew in this time.
+                time.sleep(1.1 * AGE_SECONDS + GRACE_SECONDS + 1)
+            began = time.monotonic()
+            scene.await_batch(began)
+            scene.settle()
+            yield Round(rate, {"rotations": 1})
+
+
+@fault(
+    "connections grow old",
+    how="a connection is ended after 4 s, with calls and streams on it, for 30 s",
+    bar="no error for a client that retries, same batches, every loss counts once",
+    rounds=20,
+    suite=False,
+)
+def old(bench: Bench) -> Iterator[Round]:
+    with Scene(
+        bench, max_connection_age_seconds=AGE_SECONDS, max_connection_age_grace_seconds=GRACE_SECONDS
+    ) as scene:
+        while True:
+            rate, calls, slowest = scene.load(), 0, 0.0
+            until = time.monotonic() + (6 if bench.short else 30)
+            while time.monotonic() < until:
+                began = time.monotonic()
+                scene.run.stats()
+                slowest, calls = max(slowest, time.monotonic() - began), calls + 1
+            scene.settle()
+            yield Round(rate, {"calls beside it": calls, "slowest of these, s": slowest})
+
+
+@fault(
+    "authority of the clients dropped",
+    how="the server stops to believe the authority of a trainer that is connected; connections of 4 s, 2 s of grace",
+    bar="the trainer is cut off within age (and a tenth) and grace; what it reported is kept",
+    rounds=20,
+    suite=False,
+)
+def dropped(bench: Bench) -> Iterator[Round]:
+    number = 0
+    while True:
+        number += 1
+        folder = bench.folder / str(number)
+        with Secured(Bench(folder, bench.moments, bench.short)) as scene:
+            rate = scene.load()
+            _replace(Path(scene.papers.settings["tls_client_ca"]), trustme.CA().cert_pem.bytes())
+            began = time.monotonic()
+            limit = 1.1 * AGE_SECONDS + GRACE_SECONDS
+            time.sleep(limit + 4)
+            scene.trainer.new()
+            last = scene.trainer.told[-1].at - began
+            # The files are looked at again every second or so.
+            if last > limit + 2:
+                raise Broken(
+                    f"expected the trainer to be cut off within {limit:g} s; a batch came after {last:.1f} s"
+                )
+            yield Round(rate, {"cut off after, s": last})
