@@ -124,7 +124,8 @@ class Pod:
     def _environment(self, container: dict[str, Any]) -> dict[str, str]:
         given = {item["name"]: self._here(item["value"]) for item in container.get("env", ())}
         kept = {name: value for name, value in os.environ.items() if not name.startswith("STEELYARD_")}
-        return {**kept, **given}
+        # Batches are the same, and starts are cheaper.
+        return {**kept, "STEELYARD_KERNELS": "numpy", **given}
 
     def _mount(self, spec: dict[str, Any], container: dict[str, Any]) -> None:
         """Folders where the container has its volumes; each mount must have one."""
