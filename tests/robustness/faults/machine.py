@@ -132,7 +132,7 @@ def newer(bench: Bench) -> Iterator[Round]:
 def _format(data: Path, by: int) -> int:
     """Changes the version of the format, and returns it."""
     with (
-        lmdb.open(str(data), max_dbs=32) as environment,
+        lmdb.open(str(data), max_dbs=32, map_size=1 << 36) as environment,
         environment.begin(write=True, db=environment.open_db(b"meta")) as transaction,
     ):
         version = int.from_bytes(transaction.get(b"format", default=b""), "big") + by
