@@ -260,6 +260,7 @@ def test_a_slow_call_on_one_run_holds_no_other_run_up(tmp_path):
             held.set()
             release.wait(30)
 
+        assert instance._catalog is not None
         waiting = [
             threading.Thread(target=instance._catalog.run("slow").ask, args=(block,), daemon=True),
             threading.Thread(target=client.append_examples, args=("slow", 5), daemon=True),
