@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import pkgutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from steelyard.v1 import datasets_pb2, events_pb2, runs_pb2
+import steelyard.v1
+from steelyard.v1 import datasets_pb2, trainer_pb2
 from steelyard_server.service.datasets import DatasetService
+from steelyard_server.service.edge import SERVICES
 from tests.robustness.fuzz import run, seeds
 from tests.robustness.fuzz.inputs import CALLS, call, packed, unpacked
 from tests.robustness.fuzz.mutate import mutated
@@ -55,13 +59,13 @@ def test_inputs_changed_at_random_break_nothing(world):
 
 
 def test_every_call_of_the_services_is_fuzzed():
-    services = (
-        datasets_pb2.DESCRIPTOR.services_by_name["DatasetService"],
-        runs_pb2.DESCRIPTOR.services_by_name["RunService"],
-        events_pb2.DESCRIPTOR.services_by_name["EventService"],
-    )
+    names = [one.name for one in pkgutil.iter_modules(steelyard.v1.__path__) if one.name.endswith("_pb2")]
+    files = [importlib.import_module(f"steelyard.v1.{name}").DESCRIPTOR for name in names]
+    services = [service for file in files for service in file.services_by_name.values()]
+    assert {service.full_name for service in services} == set(SERVICES)
     expected = {(one.name, one.input_type.full_name) for service in services for one in service.methods}
-    assert {(name, kind.DESCRIPTOR.full_name) for name, kind in CALLS} == expected
+    trains = ("Train", trainer_pb2.TrainRequest.DESCRIPTOR.full_name)
+    assert {(name, kind.DESCRIPTOR.full_name) for name, kind in CALLS} | {trains} == expected
 
 
 def test_any_bytes_are_an_input_and_packing_keeps_it():

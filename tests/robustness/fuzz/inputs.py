@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
-from steelyard.v1 import datasets_pb2, events_pb2, runs_pb2, trainer_pb2
+from steelyard.v1 import admin_pb2, datasets_pb2, events_pb2, runs_pb2, server_pb2, trainer_pb2
 
 # A new call goes to the end, so that the corpus keeps its meaning.
 CALLS: tuple[tuple[str, type[Message]], ...] = (
@@ -40,10 +40,16 @@ CALLS: tuple[tuple[str, type[Message]], ...] = (
     ("GetBatch", runs_pb2.GetBatchRequest),
     ("GetRetention", runs_pb2.GetRetentionRequest),
     ("StreamEvents", events_pb2.StreamEventsRequest),
+    ("GetServer", server_pb2.GetServerRequest),
+    ("Backup", admin_pb2.BackupRequest),
+    ("ListBackups", admin_pb2.ListBackupsRequest),
+    ("Check", admin_pb2.CheckRequest),
 )
 FIRST_STREAM = 200
 STREAMS = 2
-MOST_MESSAGES = 24
+PLACE = "@"
+"""What a place of backups begins with stands for the folder where they go."""
+MOST_MESSAGES = 32
 """Of an input; what follows is left out."""
 
 _KINDS = {name: kind for kind, (name, _) in enumerate(CALLS)}

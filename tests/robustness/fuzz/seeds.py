@@ -9,9 +9,9 @@ import numpy as np
 
 from steelyard import wire
 from steelyard.structs import to_struct
-from steelyard.v1 import arrays_pb2, datasets_pb2, events_pb2, runs_pb2, trainer_pb2
+from steelyard.v1 import admin_pb2, arrays_pb2, datasets_pb2, events_pb2, runs_pb2, server_pb2, trainer_pb2
 from steelyard_server.catalogue import REQUIRED, Entry, entries
-from tests.robustness.fuzz.inputs import Item, call, packed, trainer
+from tests.robustness.fuzz.inputs import PLACE, Item, call, packed, trainer
 
 SIZE, BATCH = 48, 8
 """Of the dataset "d", which is there when an input begins, as the run "r" is."""
@@ -30,6 +30,7 @@ def seeds() -> Iterator[bytes]:
     yield packed([*_joins(), *_trains(4), close, _says(leave=trainer_pb2.Leave())])
     yield packed([*_joins(world=2), *_trains(2)])
     yield packed([*_joins(), *_trains(3), *_changes(), *_joins(attempt="b", stream=1)])
+    yield packed(_operator())
     for entry in entries():
         yield packed(_lives_under(entry))
 
@@ -121,6 +122,14 @@ def _owner() -> Iterator[Item]:
     yield call("StreamEvents", events_pb2.StreamEventsRequest(name="r"))
     yield call("DeleteRun", runs_pb2.DeleteRunRequest(name="q"))
     yield call("DeleteDataset", datasets_pb2.DeleteDatasetRequest(name="e"))
+
+
+def _operator() -> Iterator[Item]:
+    yield call("GetServer", server_pb2.GetServerRequest())
+    yield call("Backup", admin_pb2.BackupRequest(to=f"{PLACE}/weekly"))
+    yield call("ListBackups", admin_pb2.ListBackupsRequest(to=f"{PLACE}/weekly"))
+    yield call("ListBackups", admin_pb2.ListBackupsRequest(to=f"{PLACE}/.."))
+    yield call("Check", admin_pb2.CheckRequest(deep=True))
 
 
 def _lives_under(entry: Entry) -> Iterator[Item]:
