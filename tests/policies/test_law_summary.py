@@ -6,6 +6,7 @@ import pytest
 from steelyard_server.core.tree import GREAT, UNSEEN, Law, MassTree
 from steelyard_server.policies.draw.contract import Examples
 from steelyard_server.policies.draw.rows import unknown_share
+from steelyard_server.policies.mix.looks import AT_ONCE
 from steelyard_server.policies.policy import parse_policy
 
 SIZE, BATCH = 3000, 16
@@ -60,7 +61,8 @@ def law_of(drawer):
 def test_of_all_examples_it_is_what_the_drawer_says(name, retired):
     drawer = drawer_of(policy_of(DRAWS[name]), unknown=0.3, retired=retired)
     summary = drawer.summary(ALL)
-    assert summary.effective_sample_ratio == pytest.approx(drawer.effective_sample_ratio())
+    if name != "candidate_pool":
+        assert summary.effective_sample_ratio == pytest.approx(drawer.effective_sample_ratio())
     if drawer.never_reported is None:
         assert summary.never_reported_share is None
     else:
@@ -98,6 +100,31 @@ def test_under_a_mix_it_is_put_together_from_the_groups(draw):
         assert summary.largest_share == pytest.approx(0.4 / size, rel=1e-3)
     else:
         assert summary.never_reported_share == pytest.approx(drawer.never_reported / drawer.drawable)
+
+
+def test_of_candidates_that_are_others_at_each_step_no_width_is_told():
+    """It would be that of 160 of 3000: an alert of a narrow draw would never be silent."""
+    summary = drawer_of(policy_of(DRAWS["candidate_pool"]), unknown=0.3).summary(ALL)
+    assert np.isnan([summary.effective_sample_ratio, summary.largest_share]).all()
+    assert summary.never_reported_share == pytest.approx(0.3, abs=0.05)
+
+
+def test_many_groups_are_looked_at_a_few_at_a_time(monkeypatch):
+    """So that no look at a run takes long; what is not known yet is not told, and what changed is seen in turn."""
+    mix = {"method": "static", "group": "topic", "shares": [1 / 40] * 40}
+    drawer = drawer_of(policy_of(SCORED, mix), unknown=0.3, groups=40)
+    counted, kind = [], type(next(iter(drawer._groups.values())).drawer)
+    before = kind.summary
+    monkeypatch.setattr(kind, "summary", lambda self, most: counted.append(self) or before(self, most))
+    for looks in range(AT_ONCE, 40 + AT_ONCE, AT_ONCE):
+        summary = drawer.summary(ALL)
+        assert (len(counted), not np.isnan(summary.effective_sample_ratio)) == (looks, looks >= 40)
+    assert summary.effective_sample_ratio == pytest.approx(drawer.effective_sample_ratio())
+    assert summary.never_reported_share == pytest.approx(drawer.never_reported / drawer.drawable)
+    for _ in range(7):
+        drawer.summary(ALL)
+    # Nobody twice before everybody once.
+    assert {counted.count(one) for one in counted} == {2, 3}
 
 
 def test_a_mass_above_a_part_of_the_total_is_found_wherever_it_is():

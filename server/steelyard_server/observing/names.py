@@ -126,7 +126,8 @@ _RUN: tuple[tuple[str, Kind, str, tuple[str, ...]], ...] = (
         "gauge",
         (
             "(sum p)^2 / (N sum p^2) of the next draw over its N drawable examples: 1 is uniform. Of all of them where"
-            f" the method keeps the sums or there are at most {SAMPLE}, else of so many, evenly spaced."
+            f" the method keeps the sums or there are at most {SAMPLE}, else of so many, evenly spaced. Of a mix"
+            " of many groups, each as at one of the last scrapes. Not of candidate_pool, which has others at each step."
         ),
         (),
     ),

@@ -186,13 +186,9 @@ class _PoolDrawer(Drawer):
         return total**2 / (self.drawable * pool.tree.sum_of_squares(Law()))
 
     def summary(self, most: int) -> LawSummary:
-        unknown = unknown_share(self._losses, self._examples.retired, most)
-        if not self.drawable or self._draw.pool * self._batch_size > most // 8:
-            # The candidates are looked up one by one.
-            return LawSummary(math.nan, math.nan, unknown)
-        pool = self._pool(0, self._batch_size)
-        greatest, total = pool.tree.greatest(Law(), most), pool.tree.total(Law())
-        return LawSummary(self.effective_sample_ratio(), greatest / total if total else math.nan, unknown)
+        """Of the law only what holds beyond one step: the next draw is out of its own few candidates, which says
+        nothing of how wide a run draws, and to find them is as much work as a draw."""
+        return LawSummary(math.nan, math.nan, unknown_share(self._losses, self._examples.retired, most))
 
     def check(self) -> None:
         self._shuffle.check()

@@ -28,6 +28,7 @@ from steelyard_server.policies.draw.engines.sparse import SparseDrawer
 from steelyard_server.policies.mix.contract import Float64s, GroupReport, Int64s, Mix
 from steelyard_server.policies.mix.counts import Shares, integer_masses, shares
 from steelyard_server.policies.mix.groups import GroupIds, Members, by_group, chosen, group_ids
+from steelyard_server.policies.mix.looks import Looks
 
 KEPT = "own:mix_kept"
 """What a mix that selects has kept: 1 or 0; NaN where it has not looked yet. No uploaded column has such a name."""
@@ -74,6 +75,7 @@ class MixDrawer(Drawer):
         self._batch_size = batch_size
         self._names = columns_of(draw)
         self._groups: dict[int, _Group] = {}
+        self._looks = Looks()
         self._group_of = self._groups_now()
         # What the column says of those too that the mix does not keep.
         self._stated = group_ids(examples.columns[mix.group]) if chooses(mix) else None
@@ -376,15 +378,17 @@ class MixDrawer(Drawer):
         return whole**2 / (self.drawable * squares) if squares else math.nan
 
     def summary(self, most: int) -> LawSummary:
-        """Of the law before groups are capped."""
+        """Of the law before groups are capped. Where there are many, not known before each was looked at once."""
         squares = whole = largest = unknown = known = 0.0
         groups = [
             (share, int(self._sizes[number]), self._groups[number].drawer)
             for number, share in enumerate(self.masses().tolist() if self._groups else ())
             if share > 0 and number in self._groups and self._groups[number].drawer.drawable
         ]
-        for share, size, drawer in groups:
-            one = drawer.summary(max(1, most // len(groups)))
+        looks = self._looks.at([drawer for _, _, drawer in groups], most)
+        if looks is None:
+            return LawSummary(math.nan, math.nan, math.nan)
+        for (share, size, drawer), one in zip(groups, looks, strict=True):
             squares += share**2 / (drawer.drawable * one.effective_sample_ratio)
             whole += share
             largest = max(largest, share * one.largest_share)
