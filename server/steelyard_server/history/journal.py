@@ -169,6 +169,10 @@ class Journal:
         """The first record above `seq` that is pruned, else next_seq."""
         return min(self._hole_from(seq)[0], self.next_seq)
 
+    def keeps(self, seq: int) -> bool:
+        """Whether record `seq` is one that must be there: neither pruned, nor to come."""
+        return self.lowest_seq() <= seq < self.piece_end(seq)
+
     def bytes_from(self, seq: int) -> int:
         """Bytes of the records from `seq` on, values only, as far as they are kept. Reads two records a piece."""
         starts = [max(seq, self.lowest_seq()), *(stop for _, stop in self.holes if stop > seq)]

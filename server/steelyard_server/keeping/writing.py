@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from steelyard_server.history.checkpoints import Checkpoints
 from steelyard_server.history.errors import StoreError
 from steelyard_server.history.journal import Journal
 from steelyard_server.history.ops import Table, prefix_range, u64
@@ -74,10 +75,13 @@ def facts(snapshot: Snapshot) -> tuple[tuple[DatasetFacts, ...], tuple[RunFacts,
 def _run_facts(snapshot: Snapshot, run: Run) -> RunFacts:
     journal = Journal(snapshot, run.run_id)
     last = snapshot.keys(Table.STEPS, *prefix_range(u64(run.run_id)), reverse=True, limit=1)
+    drawn = int.from_bytes(last[0][8:], "big") + 1 if last else run.parent_step
+    # A run that went back to the oldest step that it keeps has no drawn one, only the checkpoint there.
+    saved = [step for _, step in Checkpoints(snapshot, run.run_id).list()]
     return RunFacts(
         name=run.name,
         dataset=run.dataset,
-        next_step=int.from_bytes(last[0][8:], "big") + 1 if last else run.parent_step,
+        next_step=max([drawn, *saved[-1:]]),
         journal_records=journal.next_seq,
         chain=journal.chain.hex(),
     )
