@@ -84,6 +84,8 @@ lock: | $(PY)
 	$(VENV)/lock/bin/python $(PIP_INSTALL) $(UV)
 	$(VENV)/lock/bin/uv pip compile $(LOCK) --extra server --extra otel --no-emit-package steelyard pyproject.toml \
 		--output-file deploy/image/requirements.lock.txt
+	$(VENV)/lock/bin/uv pip compile $(LOCK) --extra server --extra otel --extra s3 --no-emit-package steelyard pyproject.toml \
+		--constraint deploy/image/requirements.lock.txt --output-file deploy/image/s3.lock.txt
 	$(VENV)/lock/bin/uv pip compile $(LOCK) --group pyproject.toml:build --output-file deploy/image/build.lock.txt
 
 # helm's engine and the checkers are apart from the rest, because they pin what they need. Nothing of them is compiled

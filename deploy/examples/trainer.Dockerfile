@@ -12,6 +12,8 @@ COPY client /src/client
 COPY server /src/server
 RUN python3 -m pip install --no-cache-dir "/src[torch]"
 COPY trainer_example /opt/trainer
+# A new volume that is mounted there takes over its owner.
+RUN mkdir /out && chown 65532:65532 /out
 USER 65532:65532
 # The text that the example learns is the standard library of its Python.
 ENTRYPOINT ["torchrun"]

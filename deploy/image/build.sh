@@ -4,6 +4,7 @@
 #   BASE=docker.io/library/python:3.13-slim-bookworm   an image to build on; where none is given, a Debian one is made
 #   DRIVER=vfs                                         storage; overlay is faster where the file system can
 #   IMAGE=localhost/steelyard                          the name of what comes out
+#   LOCK=requirements                                  what is installed; s3 has what backups to s3:// need too
 #   KEEP=build/image                                   where the base and the images are kept
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -52,7 +53,8 @@ certificates=${PIP_CERT:-$("$PY" -m pip config get global.cert 2>/dev/null || tr
 
 began=$(date +%s)
 buildah build --quiet --layers=false --signature-policy "$policy" "${lent[@]}" --file deploy/Dockerfile \
-    --build-arg BASE_IMAGE="$BASE" --build-arg VERSION="$VERSION" --tag "$IMAGE:$VERSION" . >/dev/null
+    --build-arg BASE_IMAGE="$BASE" --build-arg VERSION="$VERSION" --build-arg LOCK="${LOCK:-requirements}" \
+    --tag "$IMAGE:$VERSION" . >/dev/null
 echo "built $IMAGE:$VERSION in $(($(date +%s) - began)) s"
 
 container=$(buildah from --signature-policy "$policy" --pull-never "$IMAGE:$VERSION")

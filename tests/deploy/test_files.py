@@ -43,6 +43,30 @@ def test_the_image_installs_what_the_server_needs_by_hash_and_nothing_of_trainin
     assert not {"torch", "matplotlib", "pytest"} & found.keys()
 
 
+def test_the_image_with_s3_is_the_other_one_and_what_fsspec_needs_for_it() -> None:
+    """Where backups may go to s3:// by the chart's own example, an image can be had that does it."""
+    text = (DEPLOY / "Dockerfile").read_text()
+    assert "ARG LOCK=requirements\n" in text
+    assert '-r "${LOCK}.lock.txt"' in text
+    plain, whole = locked("requirements.lock.txt"), locked("s3.lock.txt")
+    assert plain.items() <= whole.items()
+    assert "s3fs" in whole.keys() - plain.keys()
+    assert all(hashes for _, hashes in whole.values())
+
+
+def test_volumes_of_what_runs_as_somebody_are_that_ones_own(yaml: Any) -> None:
+    """A new volume is root's unless the image has the folder, whose owner it then takes over."""
+    [compose] = yaml("compose.yaml")
+    built = [service for service in compose["services"].values() if "build" in service]
+    assert len(built) == 2
+    for service in built:
+        text = (ROOT / service["build"]["dockerfile"]).read_text()
+        [user] = re.findall(r"^USER (\S+)$", text, re.MULTILINE)
+        owned = re.findall(rf"chown {user} (\S+)", text)
+        for volume in service["volumes"]:
+            assert volume.split(":")[1] in owned, volume
+
+
 def test_the_wheel_of_the_image_is_built_by_what_the_project_asks_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["dependency-groups"]["build"] == project["build-system"]["requires"]
@@ -53,10 +77,11 @@ def test_the_wheel_of_the_image_is_built_by_what_the_project_asks_for() -> None:
     assert all(hashes for _, hashes in found.values())
 
 
-def test_the_image_is_given_all_that_the_wheel_is_made_of() -> None:
+def test_images_are_given_all_that_they_copy_and_that_the_wheel_is_made_of() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
-    assert {part for line in copied for part in line.split()} <= kept
+    for file in ("Dockerfile", "examples/trainer.Dockerfile"):
+        copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (DEPLOY / file).read_text(), re.MULTILINE)
+        assert {part for line in copied for part in line.split()} <= kept
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = {
         path.split("/")[0] for path in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
