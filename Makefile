@@ -34,7 +34,7 @@ BUF_VERSION := 1.75.0
 PROMTOOL := $(VENV)/promtool/usr/bin/promtool
 MONITORING := deploy/monitoring
 UV := uv==0.13.9
-LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
+LOCKING := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 JOBS ?= 2
 MINUTES ?= 5
@@ -75,18 +75,19 @@ monitoring: $(PROMTOOL) $(VENV)/ready
 
 promtool: $(PROMTOOL)
 
-# BASE=an image to build on, in place of a Debian one that is made; DRIVER=overlay is faster where it works.
+# BASE=an image to build on, in place of a Debian one that is made; DRIVER=overlay is faster where it works; LOCK=s3 installs
+# what backups to s3:// need too.
 image: $(VENV)/ready
 	deploy/image/build.sh
 
 lock: | $(PY)
 	$(PY) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python $(PIP_INSTALL) $(UV)
-	$(VENV)/lock/bin/uv pip compile $(LOCK) --extra server --extra otel --no-emit-package steelyard pyproject.toml \
+	$(VENV)/lock/bin/uv pip compile $(LOCKING) --extra server --extra otel --no-emit-package steelyard pyproject.toml \
 		--output-file deploy/image/requirements.lock.txt
-	$(VENV)/lock/bin/uv pip compile $(LOCK) --extra server --extra otel --extra s3 --no-emit-package steelyard pyproject.toml \
+	$(VENV)/lock/bin/uv pip compile $(LOCKING) --extra server --extra otel --extra s3 --no-emit-package steelyard pyproject.toml \
 		--constraint deploy/image/requirements.lock.txt --output-file deploy/image/s3.lock.txt
-	$(VENV)/lock/bin/uv pip compile $(LOCK) --group pyproject.toml:build --output-file deploy/image/build.lock.txt
+	$(VENV)/lock/bin/uv pip compile $(LOCKING) --group pyproject.toml:build --output-file deploy/image/build.lock.txt
 
 # helm's engine and the checkers are apart from the rest, because they pin what they need. Nothing of them is compiled
 # ahead: most of it is never imported.
