@@ -32,6 +32,7 @@ SECONDS = 120
 RELEASE, NAMESPACE = "demo", "sampling"
 # Kinds of operators: Kubernetes' own schemas do not have them.
 FOREIGN = ("cert-manager.io/", "monitoring.coreos.com/")
+BACKUP = {"enabled": True, "to": "/backups", "existingClaim": "backups"}
 # Values that must be refused, and a word of the reason.
 REFUSED: dict[str, dict[str, Any]] = {
     "got none of them": {},
@@ -44,6 +45,22 @@ REFUSED: dict[str, dict[str, Any]] = {
     "/image/digest": {"insecure": True, "image": {"digest": "latest"}},
     "/storage/accessMode": {"insecure": True, "storage": {"accessMode": "ReadWriteMany"}},
     "expected backup.to": {"insecure": True, "backup": {"enabled": True}},
+    "expected backup.client.existingSecret": {"tls": {"existingSecret": "a"}, "backup": BACKUP},
+    "expected no backup.client": {"insecure": True, "backup": {**BACKUP, "client": {"existingSecret": "a"}}},
+    "clientCerts is required": {
+        "tls": {"existingSecret": "a"},
+        "backup": {**BACKUP, "client": {"existingSecret": "a", "token": "token"}},
+    },
+    "table of principals": {
+        "tls": {"existingSecret": "a", "clientCerts": "none"},
+        "access": {"existingSecret": "b"},
+        "backup": {**BACKUP, "client": {"existingSecret": "a"}},
+    },
+    "got one": {
+        "tls": {"existingSecret": "a"},
+        "backup": {**BACKUP, "client": {"existingSecret": "a", "cert": "tls.crt"}},
+    },
+    "expected backup.existingClaim": {"insecure": True, "backup": {"to": "/backups"}},
     "/backup/schedule": {"insecure": True, "backup": {"schedule": "daily"}},
     "issuerRef.name": {"tls": {"certManager": {"enabled": True}}},
 }

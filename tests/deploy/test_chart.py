@@ -21,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import steelyard
 from steelyard_server.config import Settings
 from steelyard_server.service import probes
+from tests.deploy.conftest import tool
 
 ROOT = Path(__file__).parents[2]
 CASES = ("plain", "secret", "certificate")
@@ -220,6 +221,19 @@ def test_only_clients_with_the_label_reach_it_and_it_reaches_nothing(charts: Any
     opened = charts["certificate"].all("NetworkPolicy")[0]["spec"]
     assert opened["egress"][0]["to"] == [{"ipBlock": {"cidr": "192.0.2.0/24"}}]
     assert opened["ingress"][0]["from"][0]["namespaceSelector"] == {"matchLabels": {"team": "training"}}
+
+
+def test_what_is_said_after_an_install_holds_for_it(tmp_path: Path) -> None:
+    """In a pod the command line has no credentials: nothing is advised that a certificate would refuse."""
+    tool("deploy/check.py", "--only", "render", "--out", tmp_path)
+    said = {case: (tmp_path / f"{case}.txt").read_text() for case in CASES}
+    for text in said.values():
+        assert "demo-steelyard-0:7078/proxy/readyz" in text or "sampler-0:7078/proxy/readyz" in text
+        assert "exec" not in text
+    assert "in the namespace sampling;" in said["plain"]
+    assert "namespace with the labels  team=training" in said["certificate"]
+    assert "No backups are made." in said["plain"]
+    assert "No backups" not in said["secret"]
 
 
 def test_alerts_are_those_of_the_rules_file_and_made_only_where_an_operator_reads_them(

@@ -66,6 +66,28 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and .Values.backup.enabled (not .Values.backup.to) -}}
 {{- fail "expected backup.to, where backup.enabled is set, got none" -}}
 {{- end -}}
+{{- with .Values.backup }}
+{{- if .enabled -}}
+{{- if and $tls (not .client.existingSecret) -}}
+{{- fail "expected backup.client.existingSecret, by which the CronJob knows the server and shows who it is, got none" -}}
+{{- end -}}
+{{- if and $.Values.insecure .client.existingSecret -}}
+{{- fail "expected no backup.client.existingSecret with insecure: the server speaks no TLS, and a token is never sent without" -}}
+{{- end -}}
+{{- if ne (empty .client.cert) (empty .client.key) -}}
+{{- fail "expected both or neither of backup.client.cert and backup.client.key, got one" -}}
+{{- end -}}
+{{- if and $tls (eq $.Values.tls.clientCerts "required") (not .client.cert) -}}
+{{- fail "expected backup.client.cert and backup.client.key, since tls.clientCerts is required, got neither" -}}
+{{- end -}}
+{{- if and (include "steelyard.accessSecret" $) (not .client.cert) (not .client.token) -}}
+{{- fail "expected backup.client.cert or backup.client.token, since there is a table of principals, got neither" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and (hasPrefix "/" .Values.backup.to) (not .Values.backup.existingClaim) (not (hasPrefix "/var/lib/steelyard/" .Values.backup.to)) -}}
+{{- fail (printf "expected backup.existingClaim, to be mounted at backup.to, got none, and nothing can be written at %q" .Values.backup.to) -}}
+{{- end -}}
 {{- if and .Values.backup.existingClaim (not (hasPrefix "/" .Values.backup.to)) -}}
 {{- fail (printf "expected backup.to to be the folder at which backup.existingClaim is mounted, got %q" .Values.backup.to) -}}
 {{- end -}}
