@@ -6,24 +6,30 @@ import hashlib
 import json
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 import steelyard
 from steelyard.errors import FailedPrecondition
 from steelyard.testing import ServerProcess
 from steelyard_server.history.errors import StoreBusy
 from steelyard_server.history.lockfile import LockFile
+from steelyard_server.history.ops import Put, Table
+from steelyard_server.history.store import Store
 from steelyard_server.keeping import manifest
-from steelyard_server.keeping.errors import NotWholeError, RefusedError
+from steelyard_server.keeping.errors import KeepingError, NotWholeError, RefusedError
+from steelyard_server.keeping.keeper import Keeper
 from steelyard_server.keeping.manifest import Manifest
 from steelyard_server.keeping.places import Remote, backup_at, place_at, shown, within
 from steelyard_server.keeping.restoring import restore, verify
-from steelyard_server.keeping.retention import superseded
+from steelyard_server.keeping.retention import prune, superseded
 from steelyard_server.keeping.writing import write_backup
 
 
@@ -114,10 +120,97 @@ def test_the_server_writes_backups_to_its_own_place_alone(tmp_path: Path) -> Non
         ("s3://bucket", False),
         ("/bucket/a", False),
         ("gs://bucket/a", False),
+        ("s3://bucket/a/x::file:///elsewhere", False),
+        ("s3://bucket/a/%2e%2e/b", False),
+        ("s3://bucket/a/b?c", False),
+        ("s3://bucket/a/..\\b", False),
     ],
 )
 def test_what_lies_below_a_url_is_told_from_what_does_not(where: str, inside: bool) -> None:
     assert within(where, "s3://bucket/a") is inside
+
+
+def test_what_is_no_path_at_all_lies_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for where in (f"{tmp_path}/a\0b", f"{tmp_path}/{'x' * 5000}", f"{tmp_path}/circle/x", "file://host/a"):
+        assert not within(where, str(tmp_path / "circle" / "x"))
+    with pytest.raises(RefusedError, match="three slashes"):
+        place_at("file://backups")
+    assert within(f"FILE://{tmp_path}/a", f"local://{tmp_path}")
+
+
+class Cached(MemoryFileSystem):  # type: ignore[misc]
+    """Remembers what it has listed, as the object stores' do."""
+
+    protocol = "cached"
+    cachable = False
+
+    def ls(self, path: str, detail: bool = True, **how: Any) -> Any:
+        if path not in self.dircache:
+            self.dircache[path] = super().ls(path, detail=True, **how)
+        found = self.dircache[path]
+        return found if detail else [one["name"] for one in found]
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.dircache.clear()
+
+
+def test_a_backup_by_another_process_is_seen_where_listings_are_remembered(store_dir: Path) -> None:
+    fsspec.register_implementation("cached", Cached, clobber=True)
+    seeing = Remote("cached://steelyard/b")
+    assert seeing.names() == []
+    made = []
+    for _ in range(3):
+        made.append(write_backup(store_dir, Remote("cached://steelyard/b"), shared=False).name)
+        assert seeing.names() == sorted(made)
+    assert prune(seeing, 1, made[-1]) == made[:2]
+    assert backup_at("cached://steelyard/b")[1] == made[-1]
+    MemoryFileSystem.store.clear()
+
+
+def test_servers_that_share_a_place_remove_their_own_backups_alone(tmp_path: Path) -> None:
+    place = tmp_path / "backups"
+    with steelyard.local(tmp_path / "lost", backup_to=str(place), backup_keep=1, kernels="numpy") as client:
+        client.create_dataset("lost", size=10)
+        lost = client.admin.backup()
+    with steelyard.local(tmp_path / "other", backup_to=str(place), backup_keep=1, kernels="numpy") as client:
+        others = [client.admin.backup().name for _ in range(2)]
+    assert place_at(str(place)).names() == [lost.name, others[1]]
+    with pytest.raises(RefusedError, match=f"backups of 2 stores; say which: .*{lost.name}"):
+        restore(str(place), tmp_path / "restored")
+    restore(f"{place}/{lost.name}", tmp_path / "restored")
+    with steelyard.local(
+        tmp_path / "restored", backup_to=str(place), backup_keep=1, kernels="numpy"
+    ) as client:
+        # It is the store that was lost, and goes on where that one was.
+        made = client.admin.backup()
+    assert place_at(str(place)).names() == [others[1], made.name]
+
+
+def test_a_backup_takes_no_room_from_the_runs(tmp_path: Path) -> None:
+    """A map that may hardly grow, and a slow backup of it, beside writes that free as much as they take."""
+    data = tmp_path / "data"
+    store = Store.open(data, map_size=1 << 20, max_map_size=8 << 20)
+    keeper = Keeper(store, data, to=str(tmp_path / "backups"), rate=20_000)
+    store.commit([Put(Table.META, b"k%d" % n, bytes(50_000)) for n in range(20)])
+    failed: list[Exception] = []
+
+    def back_up() -> None:
+        try:
+            keeper.backup()
+        except KeepingError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=back_up)
+    thread.start()
+    turn = 0
+    while thread.is_alive():
+        turn += 1
+        store.commit([Put(Table.META, b"k%d" % (turn % 20), bytes(50_000))])  # StoreFull: the test fails
+        time.sleep(0.01)
+    assert "was broken off: the store's file has grown by" in str(failed)
+    store.commit([Put(Table.META, b"k1", bytes(50_000))])
+    store.close()
 
 
 def test_a_place_is_shown_without_its_credentials() -> None:

@@ -21,7 +21,7 @@ from steelyard_server.history.errors import StoreDamaged, StoreError, StoreFaile
 from steelyard_server.history.ops import Delete, Put, Table, prefix_range, u64
 from steelyard_server.history.registry import Registry
 from steelyard_server.history.sealed import seal, unseal
-from steelyard_server.history.store import FORMAT_VERSION, Snapshot, Store
+from steelyard_server.history.store import FORMAT_VERSION, Snapshot, Store, faults
 from steelyard_server.keeping.checking import check_store
 from steelyard_server.keeping.errors import DiedError
 from steelyard_server.keeping.offline import check
@@ -63,7 +63,9 @@ def test_nothing_is_found_in_a_store_that_was_only_used(store_dir: Path) -> None
 
 
 def test_a_check_beside_the_runs_says_the_same(store_dir: Path, train: Any) -> None:
-    with steelyard.local(store_dir, kernels="numpy") as client:
+    with steelyard.local(
+        store_dir, kernels="numpy", durability="interval", durability_interval_seconds=3600
+    ) as client:
         train(client.run("plain"), 3)
         said: list[str] = []
         report = client.admin.check(deep=True, on_progress=said.append)
@@ -240,6 +242,48 @@ def test_work_that_takes_too_long_is_broken_off(store_dir: Path, tmp_path: Path)
     with pytest.raises(DiedError, match="the backup did not end within 2 s"):
         task.run(2)
     assert place_at(str(tmp_path / "b")).names() == []
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        ("import time; time.sleep(60)", "did not end within 2 s"),
+        (
+            "print('{\"done\": [1, 2', end='', flush=True); import os; os.kill(os.getpid(), 9)",
+            "killed by SIGKILL",
+        ),
+    ],
+)
+def test_a_child_that_reads_nothing_or_dies_within_a_word_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, says: str
+) -> None:
+    """Its task is longer than a pipe holds."""
+    python = tmp_path / "python"
+    python.write_text(f"#!{sys.executable}\n{program}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(DiedError, match=says):
+        Task("check", "the check", padding="x" * (1 << 20)).run(2)
+
+
+def test_pages_are_checked_also_where_lmdb_changed_its_insides(
+    store_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is private to it says more: where the last page in use is. The newest release still has it."""
+    change(store_dir, lambda _: [Put(Table.META, b"large", b"x" * 40_000)])
+    assert faults(store_dir) == []
+    path = store_dir / "data.mdb"
+    whole = path.read_bytes()
+    end = whole.rindex(b"x" * 4000) + 4000
+    for private in (True, False):
+        if not private:
+            monkeypatch.delattr("lmdb.verify._Verifier")
+            monkeypatch.setattr("lmdb.verify.verify", lambda directory: [])
+        path.write_bytes(whole[: end - 9000])
+        [fault] = faults(store_dir)
+        assert "are in use, and the file ends at byte" in fault
+        path.write_bytes(whole)
+        assert faults(store_dir) == []
 
 
 def _folder(directory: Path) -> dict[str, str]:

@@ -74,8 +74,8 @@ def test_a_server_tells_of_its_backups_and_of_a_drill_by_somebody_else(
         made = client.admin.backup()
         typed("restore", "--from", place, "--verify-only")
     told: list[Any] = []
-    store = Store.open(tmp_path / "other")
-    keeper = Keeper(store, tmp_path / "other", to=place, tell=told.append)
+    store = Store.open(tmp_path / "data")
+    keeper = Keeper(store, tmp_path / "data", to=place, tell=told.append)
     keeper.start()
     status = eventually(lambda: told and told[-1])
     assert status.backup_unix_seconds == pytest.approx(made.created)

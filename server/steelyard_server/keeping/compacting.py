@@ -65,11 +65,20 @@ def _swap(directory: Path, say: Callable[[str], None]) -> Compacted:
         say(f"verifying {(draft / DATA).stat().st_size} bytes")
         _verify(draft, copied)
         after = (draft / DATA).stat().st_size
+        _own_as(draft / DATA, directory / DATA)
         (draft / DATA).replace(directory / DATA)
         sync_directory(directory)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Compacted(before, after)
+
+
+def _own_as(new: Path, old: Path) -> None:
+    """Root may do this for a server that runs as somebody else, and must be able to open it."""
+    stat = old.stat()
+    new.chmod(stat.st_mode & 0o7777)
+    if (stat.st_uid, stat.st_gid) != (os.geteuid(), os.getegid()):
+        os.chown(new, stat.st_uid, stat.st_gid)
 
 
 def _verify(draft: Path, copied: dict[str, Any]) -> None:

@@ -1,13 +1,14 @@
 """What a server does to keep its store: backups when asked and on a schedule, and checks, beside the runs.
 
 Each is done by a child process, which reads the store as of one moment. What was freed since is not used again until it
-ends, so the file may grow by what is written meanwhile; a deadline bounds that.
+ends, so the file may grow by what is written meanwhile; a deadline bounds that, and what there is room for.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,16 +16,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from steelyard_server.history.errors import StoreError
+from steelyard_server.history.room import reserve
 from steelyard_server.history.store import Store
 from steelyard_server.log import logger
 
 from . import manifest
 from .errors import BusyError, KeepingError, RefusedError
+from .identity import give_identity, identity
 from .manifest import Manifest
-from .places import VERIFIED, Place, place_at, shown, within
-from .retention import superseded
-from .work import Task
-from .writing import PART_BYTES, RATE
+from .places import VERIFIED, Place, place_at, shown, store_of, within
+from .work import Task, Watch
+from .writing import PART_BYTES, RATE, backup_by
 
 _REFRESH_SECONDS = 300.0
 """How often is looked at the place of the backups: a restore is verified by somebody else."""
@@ -129,8 +132,7 @@ class Keeper:
         if not self._one_backup.acquire(blocking=False):
             raise BusyError("a backup is under way; ask again when it has ended")
         try:
-            made = self._backup(where)
-            removed = self._prune(made.name) if where == self._to else []
+            made, removed = self._backup(where)
         except Exception as error:
             self._change(backup_failures=self._status.backup_failures + 1, error=str(error))
             _log.error("backup_failed", to=shown(where), error=str(error))
@@ -149,7 +151,10 @@ class Keeper:
     def backups(self, to: str = "") -> list[Kept]:
         """The whole backups, oldest first. Errors as of `backup`."""
         place = place_at(self._destination(to))
-        return [read_kept(place, name) for name in place.names()]
+        try:
+            return [read_kept(place, name) for name in place.names()]
+        except OSError as error:
+            raise KeepingError(f"the backups in {place.where} could not be listed: {error}") from error
 
     def check(self, *, deep: bool) -> Iterator[dict[str, Any]]:
         """What checking.py says as it goes on, then its report as {"report": ...}, as of one moment. The pages of the
@@ -165,7 +170,7 @@ class Keeper:
             with self._lock:
                 self._tasks.add(task)
             try:
-                for kind, value in task.lines(_CHECK_SECONDS):
+                for kind, value in task.lines(_CHECK_SECONDS, self._growth()):
                     yield value if kind == "said" else {"report": value}
             finally:
                 self._ended(task)
@@ -183,12 +188,12 @@ class Keeper:
             )
         return to or self._to
 
-    def _backup(self, where: str) -> Manifest:
+    def _backup(self, where: str) -> tuple[Manifest, list[str]]:
         if self._stopping.is_set():
             raise RefusedError("the server drains")
+        give_identity(self._store)
         # Whatever was acknowledged is in the file then, and not in the tail alone.
         self._store.commit([])
-        place_at(where).sweep()
         task = Task(
             "backup",
             "the backup",
@@ -197,11 +202,12 @@ class Keeper:
             shared=True,
             rate=self._rate,
             part_bytes=PART_BYTES,
+            keep=self._keep if where == self._to else 0,
         )
         with self._lock:
             self._tasks.add(task)
         try:
-            return Manifest.model_validate(task.run(self._timeout))
+            return backup_by(task, self._timeout, self._growth())
         finally:
             self._ended(task)
 
@@ -211,25 +217,35 @@ class Keeper:
         # Where it was killed, its pages would be kept for it.
         self._store.forget_stale_readers()
 
-    def _prune(self, newest: str) -> list[str]:
-        """Removes what is no longer kept. That it fails does not make the backup one that failed."""
-        assert self._to is not None
-        removed = []
-        try:
-            place = place_at(self._to)
-            for name in superseded(place.names(), self._keep, newest):
-                place.remove(name)
-                removed.append(name)
-        except Exception as error:
-            _log.warning("backups_not_removed", to=shown(self._to), error=str(error))
-        return removed
+    def _growth(self) -> Watch:
+        """Breaks off what reads the store where that has its file grow by more than half of what there is room for when
+        it begins: no run may find the map or the disk full because of it."""
+        before = self._store.stats()
+        left = before.max_map_size - reserve(before.max_map_size) - before.used_bytes
+        most = max(0, min(left, shutil.disk_usage(self._directory).free)) // 2
+
+        def reason() -> str:
+            try:
+                grown = self._store.stats().used_bytes - before.used_bytes
+            except StoreError:
+                return ""
+            if grown <= most:
+                return ""
+            return (
+                f"the store's file has grown by {grown} bytes since it began, while pages are kept for it, and "
+                f"{most} is half of what there was room for; give the disk or max_map_size_bytes more, or "
+                "backup_rate_bytes, so that it takes less time"
+            )
+
+        return reason
 
     def _refresh(self) -> None:
         assert self._to is not None
-        place = place_at(self._to)
-        names = place.names()
-        newest = read_kept(place, names[-1]).made if names else None
-        verified = _verified(place, "")
+        place, own = place_at(self._to), identity(self._store)
+        names = [name for name in place.names() if store_of(name) == own]
+        made = (read_kept(place, name).made for name in reversed(names))
+        newest = next((one for one in made if one is not None), None)
+        verified = _verified(place, "", own)
         created = None if newest is None else newest.created_unix_seconds
         self._change(backup_unix_seconds=created, verified_unix_seconds=verified)
 
@@ -282,11 +298,14 @@ def read_kept(place: Place, name: str) -> Kept:
     return Kept(name, made, _verified(place, name))
 
 
-def _verified(place: Place, name: str) -> float | None:
+def _verified(place: Place, name: str, store: str = "") -> float | None:
+    """When; with a `store`, None where it was a backup of another one."""
     data = place.read(name, VERIFIED)
     try:
-        return None if data is None else float(json.loads(data)["verified_unix_seconds"])
-    except (ValueError, TypeError, KeyError):
+        said = json.loads(data or b"{}")
+        of_it = not store or store_of(said["name"]) == store
+        return float(said["verified_unix_seconds"]) if of_it else None
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

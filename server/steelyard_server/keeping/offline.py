@@ -10,10 +10,9 @@ from steelyard_server.history.lockfile import LockFile
 from steelyard_server.history.store import Store
 
 from .errors import DiedError, RefusedError
-from .manifest import Manifest
 from .places import place_at
 from .work import Task
-from .writing import PART_BYTES
+from .writing import PART_BYTES, backup_by
 
 _UNLIMITED = 1e12
 
@@ -25,7 +24,6 @@ def backup(directory: Path, to: str, seconds: float) -> dict[str, Any]:
     Store.open(directory).close()
     lock = LockFile(directory)
     try:
-        place_at(to).sweep()
         task = Task(
             "backup",
             "the backup",
@@ -34,8 +32,9 @@ def backup(directory: Path, to: str, seconds: float) -> dict[str, Any]:
             shared=False,
             rate=_UNLIMITED,
             part_bytes=PART_BYTES,
+            keep=0,
         )
-        made = Manifest.model_validate(task.run(seconds))
+        made = backup_by(task, seconds)[0]
     finally:
         lock.release()
     return {

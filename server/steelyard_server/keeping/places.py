@@ -1,6 +1,9 @@
 """Where backups lie: a folder of this machine, or a URL that fsspec knows.
 
-    PLACE/backup-20261123T200102.345Z-1f/manifest.json, data.00000, ...
+    PLACE/backup-20261123T200102.345Z-0badcafe-1f2e/manifest.json, data.00000, ...
+
+The name has the time and which store it is of: several servers may share a place, and each removes but its own.
+
 
 In a folder a backup comes into being by a rename, under a name that no reader looks at until then. An object store has
 no rename: there the manifest is put last, and what has none is no backup. Going, it is the other way round.
@@ -17,12 +20,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from steelyard_server.history.creation import sync_directory
+from steelyard_server.history.errors import StoreError
 
 from . import manifest
-from .errors import KeepingError, NotWholeError
+from .errors import KeepingError, NotWholeError, RefusedError
 
 VERIFIED = "verified.json"
 """Beside a manifest: that a restore of this backup was verified, and when."""
@@ -33,6 +37,8 @@ _SYNC_EVERY = 8 << 20
 """Bytes after which a file on this machine is synced, so that no commit waits for the whole of it at once."""
 _ABANDONED_SECONDS = 86400.0
 """What is no backup after this time was given up."""
+_WITHOUT_FOLDERS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
+"""Where to make a folder is to make a bucket, which is nobody's wish."""
 
 
 class Writer(Protocol):
@@ -71,9 +77,15 @@ class Place(Protocol):
         """Removes what was begun and given up more than a day ago."""
 
 
-def new_name() -> str:
+def new_name(store: str) -> str:
+    """Of a backup of `store` (identity.py) that begins now."""
     now = datetime.now(UTC)
-    return f"{_PREFIX}{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03d}Z-{secrets.token_hex(3)}"
+    return f"{_PREFIX}{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03d}Z-{store}-{secrets.token_hex(2)}"
+
+
+def store_of(name: str) -> str:
+    """Which store a backup is of."""
+    return name.removeprefix(_PREFIX).partition("Z-")[2].partition("-")[0]
 
 
 def place_at(where: str) -> Place:
@@ -83,25 +95,39 @@ def place_at(where: str) -> Place:
 
 
 def local_folder(where: str) -> Path | None:
-    """The folder that `where` means; None where it is a URL of somewhere else."""
-    if where.startswith("file://"):
-        return Path(urlsplit(where).path).absolute()
-    return None if "://" in where else Path(where).absolute()
+    """The folder that `where` means; None where it is a URL of somewhere else. RefusedError: a URL of a folder of
+    another machine."""
+    scheme, separator, rest = where.partition("://")
+    if not separator or "/" in scheme:
+        return Path(where).absolute()
+    if scheme.lower() not in ("file", "local"):
+        return None
+    if not rest.startswith("/"):
+        raise RefusedError(f"expected file:///FOLDER, with three slashes, got {where!r}")
+    return Path(rest).absolute()
 
 
 def within(where: str, root: str) -> bool:
     """Whether `where` is `root` or lies below it, links followed."""
-    folder, base = local_folder(where), local_folder(root)
-    if folder is not None and base is not None:
-        return folder.resolve().is_relative_to(base.resolve())
+    try:
+        folder, base = local_folder(where), local_folder(root)
+        if folder is not None and base is not None:
+            return folder.resolve().is_relative_to(base.resolve())
+    except (OSError, ValueError, RuntimeError, RefusedError):  # too long, a zero byte, links in a circle
+        return False
     if folder is not None or base is not None:
         return False
-    parts, base_parts = where.rstrip("/").split("/"), root.rstrip("/").split("/")
-    return not {".", ".."} & set(parts) and parts[: len(base_parts)] == base_parts
+    base_parts = root.rstrip("/").split("/")
+    parts = where.rstrip("/").split("/")
+    below = unquote("/".join(parts[len(base_parts) :]))
+    # "::" chains another file system to it; "?" and "#" end a path.
+    odd = {".", ".."} & set(below.split("/")) or any(sign in below for sign in ("::", "?", "#", "\\", "\0"))
+    return not odd and parts[: len(base_parts)] == base_parts
 
 
 def backup_at(source: str) -> tuple[Place, str]:
-    """The backup that `source` is, or the newest that lies in it. NotWholeError where there is none."""
+    """The backup that `source` is, or the newest that lies in it. NotWholeError where there is none. RefusedError where
+    it has backups of several stores."""
     place = place_at(source)
     if place.read("", manifest.FILE) is not None:
         parent, _, name = source.rstrip("/").rpartition("/")
@@ -111,6 +137,12 @@ def backup_at(source: str) -> tuple[Place, str]:
     if not names:
         raise NotWholeError(
             f"{place.where} holds no whole backup: none of what is there has a {manifest.FILE}"
+        )
+    newest = {store_of(name): name for name in names}
+    if len(newest) > 1:
+        raise RefusedError(
+            f"{place.where} holds backups of {len(newest)} stores; say which: the newest of each are "
+            + ", ".join(f"{place.where}/{name}" for name in sorted(newest.values())[-5:])
         )
     return place, names[-1]
 
@@ -215,46 +247,56 @@ class Remote:
             raise KeepingError(f"{self.where}: URLs need the package fsspec: pip install fsspec") from None
         try:
             self._files, self._root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise KeepingError(f"{self.where} cannot be used: {error}") from None
-        # A listing of before is no answer to what is there now.
-        self._files.use_listings_cache = False
+        except Exception as error:
+            raise KeepingError(f"{self.where} cannot be used: {error or type(error).__name__}") from None
+        protocol = self._files.protocol
+        kinds = {protocol} if isinstance(protocol, str) else set(protocol)
+        self._has_folders = not kinds & _WITHOUT_FOLDERS
 
     def names(self) -> list[str]:
-        return [name for name in self._begun() if self._files.exists(self._path(name, manifest.FILE))]
+        with self._told():
+            return [name for name in self._begun() if self._files.exists(self._path(name, manifest.FILE))]
 
     @contextlib.contextmanager
     def writing(self, name: str, file: str) -> Iterator[Writer]:
-        self._files.makedirs(self._path(name), exist_ok=True)
-        with self._files.open(self._path(name, file), "wb") as out:
-            yield out
+        with self._told():
+            if self._has_folders:
+                self._files.makedirs(self._path(name), exist_ok=True)
+            with self._files.open(self._path(name, file), "wb") as out:
+                yield out
 
     def publish(self, name: str, data: bytes) -> None:
-        self._files.pipe_file(self._path(name, manifest.FILE), data)
+        with self._told():
+            self._files.pipe_file(self._path(name, manifest.FILE), data)
 
     def read(self, name: str, file: str) -> bytes | None:
         try:
-            return bytes(self._files.cat_file(self._path(name, file)))
+            with self._told():
+                return bytes(self._files.cat_file(self._path(name, file)))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
 
     @contextlib.contextmanager
     def open(self, name: str, file: str) -> Iterator[BinaryIO]:
         try:
-            stream = self._files.open(self._path(name, file), "rb")
+            with self._told():
+                stream = self._files.open(self._path(name, file), "rb")
         except FileNotFoundError:
             raise NotWholeError(f"{self.where}/{name} has no {file}") from None
-        with stream:
+        with self._told(), stream:
             yield stream
 
     def leave(self, name: str, file: str, data: bytes) -> None:
-        self._files.pipe_file(self._path(name, file), data)
+        with self._told():
+            self._files.pipe_file(self._path(name, file), data)
 
     def remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._files.rm_file(self._path(name, manifest.FILE))
-        with contextlib.suppress(FileNotFoundError):
-            self._files.rm(self._path(name), recursive=True)
+        with self._told():
+            with contextlib.suppress(FileNotFoundError):
+                self._files.rm_file(self._path(name, manifest.FILE))
+            self._files.invalidate_cache()
+            with contextlib.suppress(FileNotFoundError):
+                self._files.rm(self._path(name), recursive=True)
 
     def sweep(self) -> None:
         whole = set(self.names())
@@ -262,7 +304,19 @@ class Remote:
             if name not in whole and _is_abandoned(name):
                 self.remove(name)
 
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Of the many errors that the packages behind fsspec have, what an operator can read."""
+        try:
+            yield
+        except (OSError, KeepingError, StoreError):
+            raise
+        except Exception as error:
+            raise KeepingError(f"{self.where} cannot be used: {error or type(error).__name__}") from error
+
     def _begun(self) -> list[str]:
+        # What was listed before, in this process, is no answer to what is there now.
+        self._files.invalidate_cache()
         try:
             found = self._files.ls(self._root, detail=False)
         except FileNotFoundError:

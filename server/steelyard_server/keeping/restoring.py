@@ -60,6 +60,8 @@ def restore(source: str, directory: Path, *, say: Callable[[str], None] = lambda
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
+        for path in (draft / DATA, directory / "LOCK"):
+            _own_as(path, directory)
         (draft / DATA).replace(directory / DATA)
         sync_directory(directory)
         sync_directory(directory.parent)
@@ -102,6 +104,13 @@ def whole_manifest(place: Place, name: str) -> Manifest:
             f"with Steelyard {made.steelyard_version} or newer"
         )
     return made
+
+
+def _own_as(path: Path, directory: Path) -> None:
+    """What root restores into the folder of a server that runs as somebody else is that somebody's."""
+    owner = directory.stat()
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def _check_empty(directory: Path) -> None:

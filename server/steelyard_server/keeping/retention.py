@@ -1,8 +1,10 @@
-"""Which backups are worth their space. Pure."""
+"""Which backups are worth their space."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from .places import Place, store_of
 
 
 def superseded(names: Sequence[str], keep: int, newest: str) -> list[str]:
@@ -11,3 +13,12 @@ def superseded(names: Sequence[str], keep: int, newest: str) -> list[str]:
     """
     others = [name for name in names if name != newest]
     return others[: max(0, len(others) - max(0, keep - 1))]
+
+
+def prune(place: Place, keep: int, newest: str) -> list[str]:
+    """Removes the backups of the store of `newest` that are superseded; their names. Those of other stores stay."""
+    own = [name for name in place.names() if store_of(name) == store_of(newest)]
+    removed = superseded(own, keep, newest)
+    for name in removed:
+        place.remove(name)
+    return removed

@@ -7,6 +7,7 @@ and a walk through gigabytes holds the interpreter.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import signal
@@ -24,6 +25,8 @@ _POLL_SECONDS = 0.2
 _END_SECONDS = 10.0
 
 Said = Callable[[Any], None]
+Watch = Callable[[], str]
+"""Why what is under way must end; empty where it need not."""
 
 
 class Task:
@@ -39,18 +42,18 @@ class Task:
         """Ends it at once; what it was doing is as after a kill."""
         self._stopped.set()
 
-    def run(self, seconds: float, said: Said = lambda _: None) -> Any:
+    def run(self, seconds: float, said: Said = lambda _: None, watch: Watch = lambda: "") -> Any:
         """Its result. `said` is called for what it says as it goes on. KeepingError: what it failed by; DiedError where
-        it died or took longer than `seconds`."""
+        it died, took longer than `seconds`, or `watch` gave a reason to break it off; it is asked all the time."""
         result: Any = None
-        for kind, value in self.lines(seconds):
+        for kind, value in self.lines(seconds, watch):
             if kind == "said":
                 said(value)
             else:
                 result = value
         return result
 
-    def lines(self, seconds: float) -> Iterator[tuple[str, Any]]:
+    def lines(self, seconds: float, watch: Watch = lambda: "") -> Iterator[tuple[str, Any]]:
         """("said", value) as it goes on, then ("done", value). Errors as of `run`."""
         child = subprocess.Popen(
             [sys.executable, "-m", "steelyard_server.keeping.worker"],
@@ -60,33 +63,34 @@ class Task:
             text=True,
         )
         try:
-            yield from self._conversation(child, seconds)
+            yield from self._conversation(child, seconds, watch)
         finally:
             child.kill()
-            child.wait(_END_SECONDS)
-            for stream in (child.stdin, child.stdout, child.stderr):
-                if stream is not None:
-                    stream.close()
+            # A disk that does not answer keeps even a killed process.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(_END_SECONDS)
+                for stream in (child.stdin, child.stdout, child.stderr):
+                    if stream is not None:
+                        with contextlib.suppress(BrokenPipeError):
+                            stream.close()
 
-    def _conversation(self, child: subprocess.Popen[str], seconds: float) -> Iterator[tuple[str, Any]]:
-        assert child.stdin is not None
+    def _conversation(
+        self, child: subprocess.Popen[str], seconds: float, watch: Watch
+    ) -> Iterator[tuple[str, Any]]:
         lines: queue.Queue[str | None] = queue.Queue()
         complaints: list[str] = []
         readers = [
             threading.Thread(target=_read_lines, args=(child.stdout, lines.put), daemon=True),
             threading.Thread(target=_read_lines, args=(child.stderr, complaints.append), daemon=True),
         ]
-        for reader in readers:
-            reader.start()
-        try:
-            child.stdin.write(self._line)
-            child.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died, which is told below
+        # A task is more than a pipe holds, and a child that hangs may never read it.
+        for thread in (*readers, threading.Thread(target=self._hand_over, args=(child.stdin,), daemon=True)):
+            thread.start()
         deadline = time.monotonic() + seconds
         while True:
-            line = self._next(lines, deadline, seconds)
-            if line is None:
+            line = self._next(lines, deadline, seconds, watch)
+            # Half a line is the last that one that was killed said.
+            if line is None or not line.endswith("\n"):
                 break
             message = json.loads(line)
             if "failed" in message:
@@ -95,15 +99,27 @@ class Task:
             yield next(iter(message.items()))
             if "done" in message:
                 return
-        status = child.wait(_END_SECONDS)
+        try:
+            status = child.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise DiedError(f"{self._what} failed: its process fell silent and did not end") from None
         for reader in readers:
             reader.join(_END_SECONDS)
         raise DiedError(f"{self._what} failed: its process {ended_by(status)}{_last(complaints)}")
 
-    def _next(self, lines: queue.Queue[str | None], deadline: float, seconds: float) -> str | None:
+    def _hand_over(self, stdin: Any) -> None:
+        with contextlib.suppress(OSError, ValueError):  # it has died, which is told where its words are read
+            stdin.write(self._line)
+            stdin.flush()
+
+    def _next(
+        self, lines: queue.Queue[str | None], deadline: float, seconds: float, watch: Watch
+    ) -> str | None:
         while True:
             if self._stopped.is_set():
                 raise DiedError(f"{self._what} was broken off")
+            if reason := watch():
+                raise DiedError(f"{self._what} was broken off: {reason}")
             left = deadline - time.monotonic()
             if left <= 0:
                 raise DiedError(f"{self._what} did not end within {seconds:.0f} s and was broken off")

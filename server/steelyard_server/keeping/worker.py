@@ -17,14 +17,24 @@ _NICE = 10
 
 
 def _backup(
-    say: Callable[[Any], None], directory: str, to: str, shared: bool, rate: float, part_bytes: int
-) -> Any:
+    say: Callable[[Any], None],
+    directory: str,
+    to: str,
+    shared: bool,
+    rate: float,
+    part_bytes: int,
+    keep: int,
+) -> list[str]:
+    """Says {"made": manifest}; then removes what `keep` (0: none) no longer keeps. The names of it."""
     from .places import place_at
+    from .retention import prune
     from .writing import write_backup
 
     place = place_at(to)
+    place.sweep()
     made = write_backup(Path(directory), place, shared=shared, rate=rate, part_bytes=part_bytes)
-    return made.model_dump(mode="json")
+    say({"made": made.model_dump(mode="json")})
+    return prune(place, keep, made.name) if keep else []
 
 
 def _check(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from steelyard_server.history.checkpoints import Checkpoints
 from steelyard_server.history.errors import StoreError
@@ -16,16 +17,22 @@ from steelyard_server.history.journal import Journal
 from steelyard_server.history.ops import Table, prefix_range, u64
 from steelyard_server.history.registry import Registry, Run
 from steelyard_server.history.store import Snapshot
+from steelyard_server.log import logger
 
 from . import manifest
+from .errors import KeepingError
+from .identity import identity
 from .manifest import DatasetFacts, Manifest, Part, RunFacts
 from .places import Place, new_name
+from .work import Task, Watch
 
 PART_BYTES = 1 << 30
 RATE = 128 << 20
 """Bytes a second at most, unless said otherwise: the disk is also that of the commits."""
 
 _PIECE = 1 << 20
+
+_log = logger(__name__)
 
 
 def write_backup(
@@ -36,9 +43,9 @@ def write_backup(
     It holds every commit that had ended when this began, of all runs and datasets, as of one moment. StoreError where
     the store cannot be read; what `place` raises. Then there is no new backup, and what there is of it is swept later.
     """
-    name = new_name()
     begun = time.time()
     snapshot = Snapshot(directory, shared=shared)
+    name = new_name(identity(snapshot))
     try:
         datasets, runs = facts(snapshot)
         parts = _write_parts(snapshot, place, name, rate, part_bytes)
@@ -60,6 +67,24 @@ def write_backup(
         snapshot.close()
     place.publish(name, manifest.to_bytes(made))
     return made
+
+
+def backup_by(task: Task, seconds: float, watch: Watch = lambda: "") -> tuple[Manifest, list[str]]:
+    """The backup that a child's `task` makes, and what it removed for it. That the latter fails does not make it one
+    that failed. Errors as of Task.run."""
+    said: list[Manifest] = []
+
+    def note(value: dict[str, Any]) -> None:
+        said.append(Manifest.model_validate(value["made"]))
+
+    try:
+        removed = task.run(seconds, note, watch)
+    except KeepingError as error:
+        if not said:
+            raise
+        _log.warning("backups_not_removed", error=str(error))
+        removed = []
+    return said[0], removed
 
 
 def facts(snapshot: Snapshot) -> tuple[tuple[DatasetFacts, ...], tuple[RunFacts, ...]]:
