@@ -165,10 +165,10 @@ os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_c
 
 
 def _compiling() -> subprocess.Popen[str]:
-    """A child that compiles into the folder of this process."""
+    """A child that compiles into the folder of this process, and ends with it."""
     if not sys.executable:
         raise NoCompiledKernelsError("this process does not know its interpreter, which could compile them")
-    command = [sys.executable, "-P", "-m", kernel_cache.__name__]
+    command = [sys.executable, "-P", "-m", kernel_cache.__name__, "--for", str(os.getpid())]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         return subprocess.Popen(  # noqa: S603 -- this interpreter, and a module of our own

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +141,31 @@ def test_a_server_that_stops_while_its_kernels_are_compiled_leaves_no_child(tmp_
     came = answer(child)
     assert came["at_last"] == PLAIN
     assert ["kernels_compiling" in line for line in came["said"]] == [True]
+    assert compiling_into(cache) == []
+
+
+def test_a_server_that_is_killed_while_its_kernels_are_compiled_leaves_no_child(tmp_path: Path) -> None:
+    """One that is killed again and again would else leave a compiler behind each time, all at work at once."""
+    cache = tmp_path / "cache"
+    child = process(SERVE, tmp_path / "data", SECONDS, "auto", NUMBA_CACHE_DIR=str(cache))
+    deadline = time.monotonic() + SECONDS
+    while not (compilers := compiling_into(cache)):
+        assert time.monotonic() < deadline, "no child compiles"
+        time.sleep(0.05)
+    child.kill()
+    child.communicate(timeout=SECONDS)
+    while compiling_into(cache):
+        assert time.monotonic() < deadline, f"still compiling: {compilers}"
+        time.sleep(0.05)
+    assert not any(kernel_cache.is_complete(place) for place in cache.iterdir()), (
+        "it ended by having compiled all"
+    )
+
+
+def compiling_into(cache: Path) -> list[str]:
     alive = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True, timeout=30)
     compiling = [line for line in alive.stdout.splitlines() if kernel_cache.__name__ in line]
-    theirs = [line for line in compiling if str(cache) in environment_of(line.split()[0])]
-    assert theirs == []
+    return [line for line in compiling if str(cache) in environment_of(line.split()[0])]
 
 
 def environment_of(pid: str) -> str:
