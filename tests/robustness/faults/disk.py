@@ -169,11 +169,19 @@ def _tmpfs(place: Path, size: int) -> Iterator[Path]:
 
 
 def _fill(ballast: Path, leave: int) -> None:
-    """Takes all of the disk but `leave` bytes, in one file."""
+    """Takes all of the disk but `leave` bytes, in one file: in pieces, since one that does not fit is given back."""
+    size, piece = 0, 64 * MIB
     with ballast.open("wb") as file:
-        free = os.statvfs(ballast).f_bavail * os.statvfs(ballast).f_frsize
-        with contextlib.suppress(OSError):
-            os.posix_fallocate(file.fileno(), 0, max(1, free - leave))
+        while piece >= 4096:
+            found = os.statvfs(ballast)
+            wanted = min(piece, found.f_bavail * found.f_frsize - leave)
+            try:
+                os.posix_fallocate(file.fileno(), size, max(1, wanted))
+                size += max(1, wanted)
+            except OSError:
+                piece //= 2
+            if wanted < 4096:
+                break
 
 
 def _await_failure(scene: Scene, failed: int) -> None:

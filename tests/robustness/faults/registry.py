@@ -38,16 +38,17 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Where a fault is played. `short` is one small round, for a test suite: fewer examples, no least load."""
+    """Where a fault is played. `short` is one small round, for a test suite: 20,000 examples, hardly a least load."""
 
     folder: Path
     moments: random.Random
     short: bool = False
+    examples: int = 1_000_000
 
     @property
     def size(self) -> int:
         """Examples of the dataset."""
-        return 20_000 if self.short else 1_000_000
+        return 20_000 if self.short else self.examples
 
     @property
     def least_load(self) -> float:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import numpy.typing as npt
 
@@ -24,9 +25,10 @@ PAGE = 4096
 
 @fault(
     "bit flipped at rest",
-    how="one bit of the file is flipped while no server runs; `steelyard check`, then a start",
-    bar="found by the check, or without effect; the server refuses with a message or serves what is right, "
-    "and never dies of a signal",
+    how="one bit is flipped while no server runs, every other time of a key or value that the data holds, else of any "
+    "byte of the file; `steelyard check`, then a start",
+    bar="of keys and values 100 % found by the check, elsewhere (free pages, room between them) found or without "
+    "effect; the server refuses with a message or serves what is right, and never dies of a signal",
     rounds=100,
     suite=False,
 )
@@ -45,18 +47,48 @@ def truncated(bench: Bench) -> Iterator[Round]:
     yield from _damaged(bench, _truncate)
 
 
-def _flip(bench: Bench, file: Path) -> None:
-    with file.open("r+b") as opened:
+def _flip(bench: Bench, file: Path, number: int) -> bool:
+    held = _held(file.parent)
+    if number % 2:
+        start, length = bench.moments.choices(held, weights=[length for _, length in held])[0]
+        at = start + bench.moments.randrange(length)
+    else:
         at = bench.moments.randrange(file.stat().st_size)
+    with file.open("r+b") as opened:
         opened.seek(at)
         value = opened.read(1)[0]
         opened.seek(at)
         opened.write(bytes([value ^ 1 << bench.moments.randrange(8)]))
+    return any(start <= at < start + length for start, length in held)
 
 
-def _truncate(bench: Bench, file: Path) -> None:
+def _held(data: Path) -> list[tuple[int, int]]:
+    """Where in the file the keys and values are that can be read of it, and their bytes: where LMDB has them mapped."""
+    found = []
+    with lmdb.open(str(data), max_dbs=32, readonly=True, lock=False) as environment:
+        (base,) = (
+            int(line.split("-")[0], 16)
+            for line in Path("/proc/self/maps").read_text().splitlines()
+            if line.endswith(f"{data / 'data.mdb'}") and line.split()[2] == "00000000"
+        )
+        names = []
+        with environment.begin() as transaction:
+            names = [bytes(name) for name, _ in transaction.cursor()]
+        for name in names:
+            table = environment.open_db(name, create=False)
+            with environment.begin(table, buffers=True) as transaction:
+                for pair in transaction.cursor():
+                    for one in pair:
+                        if len(one):
+                            found.append((np.frombuffer(one, np.uint8).ctypes.data - base, len(one)))
+    return found
+
+
+def _truncate(bench: Bench, file: Path, number: int) -> bool:
     with file.open("r+b") as opened:
         opened.truncate(bench.moments.randrange(file.stat().st_size // PAGE) * PAGE)
+    # Less than LMDB's pages in use: whatever is cut off of it is held.
+    return True
 
 
 def _damaged(bench: Bench, damage) -> Iterator[Round]:  # type: ignore[no-untyped-def]
@@ -71,14 +103,24 @@ def _damaged(bench: Bench, damage) -> Iterator[Round]:  # type: ignore[no-untype
         number += 1
         folder = bench.folder / f"damaged-{number}"
         shutil.copytree(scene.server.data, folder / "data")
-        damage(bench, folder / "data" / "data.mdb")
+        held = damage(bench, folder / "data" / "data.mdb", number)
         found = _checked(folder / "data")
+        if held and not found:
+            raise Broken("what the data holds was damaged, and the check found nothing")
         refused, wrong = _served(folder, right)
         if wrong and not found:
             raise Broken(f"the check found nothing, and served was another state: {wrong}")
         if wrong:
             raise Broken(f"what the check finds was served as if it were right: {wrong}")
-        yield Round(rate, {"found by the check": int(found), "refused by the server": int(refused)})
+        yield Round(
+            rate,
+            {
+                "of what is held": int(held),
+                "elsewhere": int(not held),
+                "found by the check": int(found),
+                "refused by the server": int(refused),
+            },
+        )
         shutil.rmtree(folder)
 
 

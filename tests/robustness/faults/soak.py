@@ -23,7 +23,7 @@ EVERY_SECONDS = 2.0
 SHARE = 0.05
 FLOOR: Mapping[str, float] = {"memory": 8, "descriptors": 4, "threads": 4, "file": 16}
 """What counts as growth at least: MiB of memory and file, and so many descriptors and threads."""
-RETAINED = 4000
+RETAINED = 1000
 SIMULATED_SECONDS = 1.0
 """A step of the training that is simulated."""
 
@@ -38,7 +38,7 @@ SIMULATED_SECONDS = 1.0
 def soak(bench: Bench) -> Iterator[Round]:
     seconds = 6.0 if bench.short else MINUTES * 60
     fields = {"retain_steps": RETAINED}
-    with Scene(bench, fields=fields, checkpoint_interval_seconds=20, log_level="warning") as scene:
+    with Scene(bench, fields=fields, checkpoint_interval_seconds=10, log_level="warning") as scene:
         while True:
             rate = scene.load()
             first = len(scene.trainer.told)
