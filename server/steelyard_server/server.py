@@ -49,6 +49,8 @@ T = TypeVar("T")
 
 _START_SECONDS = 60.0
 _SIGNAL_SECONDS = 0.1
+_LEFT_SECONDS = 2.0
+"""For what is cancelled to end, at a stop."""
 
 _log = logger(__name__)
 
@@ -262,6 +264,12 @@ class Server:
     async def _stop(self) -> None:
         if hasattr(self, "_grpc"):
             await self._grpc.stop(0.5)
+        # What calls leave behind (their cleaning up, the work of those whose client went away) ends with the loop.
+        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=_LEFT_SECONDS)
 
     # ---- helpers ----
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +16,10 @@ from steelyard import wire
 from steelyard.arguments import pack_ids
 from steelyard.v1 import arrays_pb2, runs_pb2, runs_pb2_grpc, server_pb2, server_pb2_grpc
 from steelyard_server.config import Settings
+from steelyard_server.security.caller import Caller, caller
+from steelyard_server.security.grants import EVERYTHING
 from steelyard_server.server import Server
+from steelyard_server.service.once import Once, Outcome
 
 SIZE = 300_000
 
@@ -147,3 +151,49 @@ def test_a_client_that_knew_the_server_before_it_was_started_anew_goes_on(tmp_pa
         process.start()
         client.create_dataset("two", 10)
         assert [one.name for one in client.list_datasets()] == ["one", "two"]
+
+
+def test_only_what_counts_is_remembered_and_by_whom_it_was_asked():
+    """Answers that may be large are not kept, errors keep nothing of their requests, and what was not done is done when
+    it is asked for again."""
+    once = Once("life", frozenset({"Counts"}))
+    metadata = {"x-request-id": "a", "x-steelyard-instance": "life"}
+    done: list[str] = []
+
+    async def asks() -> list[Any]:
+        request = runs_pb2.DeleteRunRequest(name="r")
+
+        async def work(who: str, nothing_done: bool = False) -> Outcome:
+            done.append(who)
+            return Outcome(who, nothing_done=nothing_done)
+
+        async def ask(method: str, who: str, nothing_done: bool = False) -> Any:
+            caller.set(Caller(who, EVERYTHING))
+            outcome = await once.do(metadata, method, request, lambda: work(who, nothing_done))
+            return outcome.answer
+
+        return [
+            await ask("Counts", "ada", True),  # refused for the moment
+            await ask("Counts", "ada"),
+            await ask("Counts", "ada"),
+            await ask("Counts", "eve"),  # by an id of another's, that she guessed
+            *[await ask("Reads", "ada") for _ in range(3)],
+        ]
+
+    asyncio.run(asks())
+    assert done == ["ada", "ada", "eve", "ada", "ada", "ada"]
+    assert len(once._asked) == 2
+
+
+def test_a_run_that_was_too_busy_to_be_deleted_is_deleted_when_that_is_asked_for_again(aging, monkeypatch):
+    server = aging(60, 1)
+    client = steelyard.connect(server.address)
+    client.create_dataset("d", 20)
+    client.create_run("r", dataset="d", batch_size=4).stats()
+    run = server._catalog.run("r")  # type: ignore[union-attr]
+    busy = [False, False]
+    remove = type(run).remove
+    monkeypatch.setattr(type(run), "remove", lambda one: busy.pop() if busy else remove(one))
+    client.delete_run("r")
+    assert client.list_runs() == []
+    assert not busy

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import http.server
 import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -57,7 +58,10 @@ def test_a_right_token_is_proven_until_it_expires(path, issuer):
     assert proven.expires_at == end + 30
 
 
-NOW = int(time.time())
+def from_now(claims):
+    """The times of claims are given in seconds from now: of when the test runs, however long others took."""
+    now = int(time.time())
+    return {name: now + value if isinstance(value, int) else value for name, value in claims.items()}
 
 
 @pytest.mark.parametrize(
@@ -66,19 +70,19 @@ NOW = int(time.time())
         ({"exp": None}, "token_claim_missing"),
         ({"aud": None}, "token_claim_missing"),
         ({"aud": "another"}, "token_audience"),
-        ({"exp": NOW - 40, "iat": NOW - 100}, "token_expired"),
-        ({"exp": NOW + 7300}, "token_lives_too_long"),
-        ({"exp": NOW + 7300, "iat": None}, "token_lives_too_long"),
-        ({"exp": NOW + 60, "iat": NOW - 7200}, "token_lives_too_long"),
-        ({"iat": NOW + 600, "exp": NOW + 700}, "token_not_yet_valid"),
-        ({"nbf": NOW + 600}, "token_not_yet_valid"),
+        ({"exp": -40, "iat": -100}, "token_expired"),
+        ({"exp": 7300}, "token_lives_too_long"),
+        ({"exp": 7300, "iat": None}, "token_lives_too_long"),
+        ({"exp": 60, "iat": -7200}, "token_lives_too_long"),
+        ({"iat": 600, "exp": 700}, "token_not_yet_valid"),
+        ({"nbf": 600}, "token_not_yet_valid"),
         ({"exp": "soon"}, "token_malformed"),
         ({"exp": float("inf")}, "token_malformed"),
         ({"iat": "then"}, "token_not_yet_valid"),
     ],
 )
 def test_a_claim_that_is_not_as_it_must_be_is_refused(path, issuer, claims, why):
-    assert reason(issuer.token(**claims), path) == why
+    assert reason(issuer.token(**from_now(claims)), path) == why
 
 
 def test_the_leeway_is_for_clocks_that_differ(path, issuer):
@@ -294,3 +298,85 @@ def test_another_header_than_one_bearer_token_is_refused(values):
 def test_the_header_may_be_absent_and_its_scheme_of_any_case():
     assert tokens.from_header([]) is None
     assert tokens.from_header(["bearer  abc"]) == "abc"
+
+
+class Slow:
+    """Keys that take their time, and are away or not."""
+
+    def __init__(self, *found):
+        self.found, self.away, self.refreshed = list(found), False, 0
+        self.go_on = threading.Event()
+
+    def find(self, kid, algorithm):
+        return self.found
+
+    def due(self, found):
+        return not self.go_on.is_set()
+
+    def refresh(self):
+        self.refreshed += 1
+        assert self.go_on.wait(20)
+
+
+def test_strangers_take_one_thread_together_while_keys_are_fetched(issuer):
+    """Else whoever makes tokens up keeps every thread of calls waiting for an issuer that does not answer."""
+    slow = Slow()
+
+    async def strangers(jwts, pool):
+        asked = [asyncio.create_task(jwts.prove(issuer.token())) for _ in range(8)]
+        while not slow.refreshed:
+            await asyncio.sleep(0.01)
+        other = asyncio.get_running_loop().run_in_executor(pool, lambda: "answered")
+        assert await asyncio.wait_for(other, 10) == "answered"
+        slow.go_on.set()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        told = asyncio.run(strangers(Jwts(RULES, slow, pool), pool))
+    assert slow.refreshed == 1
+    assert {str(one) for one in told} == {"token_key_unknown"}
+
+
+def test_who_is_known_does_not_wait_for_an_issuer_that_is_away(path, issuer):
+    known = keys.FileKeys(path, RULES.algorithms).find(None, "RS256")
+    slow = Slow(*known)
+    slow.away = True
+
+    async def proven(jwts):
+        try:
+            return await asyncio.wait_for(jwts.prove(issuer.token()), 10)
+        finally:
+            slow.go_on.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert asyncio.run(proven(Jwts(RULES, slow, pool))).claims["sub"] == "trainer"
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.0 200 OK\r\nContent-Length: 90\r\n\r\n{", b"no HTTP at all\r\n\r\n"]
+)
+def test_an_issuer_that_answers_nonsense_is_as_one_that_is_away(issuer, answer, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/keys"
+        fetched = keys.UrlKeys(url, RULES.algorithms)
+        with ThreadPoolExecutor(1) as pool, pytest.raises(Refused, match="token_key_unknown"):
+            asyncio.run(Jwts(RULES, fetched, pool).prove(issuer.token()))
+        thread.join()
+    assert fetched.away
+    assert "jwt_keys_not_fetched" in caplog.text
+
+
+def test_keys_that_are_no_keys_are_left_out(issuer):
+    document = jwks(("a", issuer))
+    good = dict(document["keys"][0])
+    document["keys"] += [{**good, "alg": ["RS256"]}, {**good, "n": 5}, {**good, "e": "AA", "kid": []}]
+    assert keys.from_jwks(document, RULES.algorithms)[0].kid == "a"

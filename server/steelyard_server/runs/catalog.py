@@ -25,7 +25,7 @@ from steelyard_server.policies.inputs import nearest
 from steelyard_server.policies.policy import Policy
 from steelyard_server.runs.changes import changed_policy, policy_events
 from steelyard_server.runs.datasets import MAX_SIZE, Dataset, DatasetInfo, news_for
-from steelyard_server.runs.errors import Exists, Invalid, Missing, Unavailable, Unknown, Unready
+from steelyard_server.runs.errors import Exists, Invalid, Missing, NotNow, Unavailable, Unknown, Unready
 from steelyard_server.runs.journaled import CheckpointRule
 from steelyard_server.runs.limits import Admission, Limits, Use
 from steelyard_server.runs.locks import NamedLocks
@@ -262,7 +262,7 @@ class Catalog:
             with self._lock:
                 run = self._runs.get(name)
             if run is not None and not run.remove():
-                raise Unavailable(f"run {name!r} is busy and was not deleted; try again")
+                raise NotNow(f"run {name!r} is busy and was not deleted; try again")
             with self._admission.leaving(name, row.dataset):
                 with self._lock:
                     # From here on nobody finds it, so nobody starts it again while its records go.

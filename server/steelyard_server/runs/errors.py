@@ -8,6 +8,7 @@ RunError
 │   └── Unknown    its policy names a method, or a field of one, that this server does not have
 ├── Superseded     a newer attempt began, or the run was rewound
 ├── Unavailable    the server drains or cannot write; try again
+│   └── NotNow     ... and nothing was done
 └── Exhausted      a limit was reached
 """
 
@@ -48,6 +49,10 @@ class Superseded(RunError):
 
 class Unavailable(RunError):
     pass
+
+
+class NotNow(Unavailable):
+    """Nothing was done, or will be: the same may be asked for again, as if for the first time."""
 
 
 class Exhausted(RunError):

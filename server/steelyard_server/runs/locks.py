@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from steelyard_server.runs.errors import Unavailable
+from steelyard_server.runs.errors import NotNow
 
 Name = tuple[str, ...]
 
@@ -22,7 +22,7 @@ class NamedLocks:
 
     @contextmanager
     def of(self, *names: Name) -> Iterator[None]:
-        """Holds the locks of `names`, taken in sorted order. Unavailable where one is not free within a minute."""
+        """Holds the locks of `names`, taken in sorted order. NotNow where one is not free within a minute."""
         with ExitStack() as held:
             for name in sorted(set(names)):
                 held.enter_context(self._one(name))
@@ -35,7 +35,7 @@ class NamedLocks:
             self._locks[name] = lock, wanted + 1
         try:
             if not lock.acquire(timeout=_WAIT_SECONDS):
-                raise Unavailable(
+                raise NotNow(
                     f"another change of {' '.join(name)} has gone on for {_WAIT_SECONDS:g} s; try again"
                 )
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ class Caller:
     quota: Quota = UNLIMITED
     expires_at: float | None = None
     """Unix seconds from which its token counts no more, leeway included; None for what does not expire by itself."""
+
+    @property
+    def expired(self) -> bool:
+        return self.expires_at is not None and time.time() >= self.expires_at
 
 
 ANYONE = Caller("anyone", EVERYTHING)

@@ -78,6 +78,11 @@ class Gatekeeper:
         self._table.current()
         return self._table.generation
 
+    @property
+    def seen(self) -> int:
+        """`generation` as of the last look at the file: that by which whoever was just identified was."""
+        return 0 if self._table is None else self._table.generation
+
     async def identify(self, method: str, context: Peer) -> tuple[Caller, Evidence | None]:
         """Unauthenticated: no credentials, or none that count. A token, where there is one, decides alone."""
         if self._table is None:

@@ -47,6 +47,11 @@ class Key:
 
 
 class Keys(Protocol):
+    @property
+    def away(self) -> bool:
+        """Whether the last `refresh` got none."""
+        ...
+
     def find(self, kid: str | None, algorithm: str) -> list[Key]:
         """The keys that may have signed. Never raises, never waits."""
         ...
@@ -71,6 +76,8 @@ def matching(keys: Sequence[Key], kid: str | None, algorithm: str) -> list[Key]:
 
 class FileKeys:
     """Read again when the file changes."""
+
+    away = False
 
     def __init__(self, path: Path, allowed: frozenset[str]) -> None:
         """ConfigError: the file cannot be read, or holds no key for one of the algorithms `allowed`."""
@@ -109,6 +116,7 @@ class UrlKeys:
         self._keys: list[Key] = []
         self._lock = threading.Lock()
         self._tried = self._fetched = float("-inf")
+        self.away = False
 
     def find(self, kid: str | None, algorithm: str) -> list[Key]:
         return matching(self._keys, kid, algorithm)
@@ -125,10 +133,12 @@ class UrlKeys:
                 return
             try:
                 keys = from_jwks(self._client.fetch_data(), self._allowed)
-            except (jwt.PyJWTError, ValueError) as error:
-                _log.warning("jwt_keys_not_fetched", url=self._url, fault=str(error))
+            # Whatever a server of others answers: what was fetched before stays in force.
+            except Exception as error:
+                self.away = True
+                _log.warning("jwt_keys_not_fetched", url=self._url, fault=f"{type(error).__name__}: {error}")
             else:
-                self._keys, self._fetched = keys, time.monotonic()
+                self._keys, self._fetched, self.away = keys, time.monotonic(), False
             finally:
                 self._tried = time.monotonic()
 
@@ -158,9 +168,9 @@ def from_jwks(document: Any, allowed: frozenset[str]) -> list[Key]:
             continue
         try:
             material = jwt.PyJWK(one).key
-        except jwt.PyJWTError:
+            named = frozenset({one["alg"]} if "alg" in one else JWT_ALGORITHMS)
+        except (jwt.PyJWTError, ValueError, TypeError):
             continue
-        named = frozenset({one["alg"]} if "alg" in one else JWT_ALGORITHMS)
         keys.append(Key(one.get("kid"), material, algorithms_of(material) & allowed & named))
     return _usable(keys, allowed)
 

@@ -94,7 +94,7 @@ class Principal(_Part):
     certificates: tuple[Text, ...] = ()
     """Alternative names of a client certificate, exactly as they stand there, spiffe:// ones too."""
     common_names: tuple[Text, ...] = ()
-    """Common names of a client certificate: only for those that bear no alternative names that would do."""
+    """Common names of a client certificate: only of those that bear no alternative names."""
     token_sha256: tuple[Sha256, ...] = ()
     """SHA-256 of a token, in hexadecimal; `steelyard token` makes both."""
     jwt: tuple[JwtRule, ...] = ()
@@ -110,7 +110,9 @@ class Principal(_Part):
     def recognises(self, evidence: Evidence) -> bool:
         match evidence:
             case Certificate(names, common_name):
-                return any(name in names for name in self.certificates) or common_name in self.common_names
+                # Who signs requests for certificates may judge their alternative names alone.
+                by_common_name = not names and common_name in self.common_names
+                return by_common_name or any(name in names for name in self.certificates)
             case Hashed(digest):
                 # All are compared, so that the time does not tell which.
                 return sum(hmac.compare_digest(known, digest) for known in self.token_sha256) > 0

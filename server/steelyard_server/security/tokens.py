@@ -49,6 +49,7 @@ class Jwts:
         self, rules: JwtRules, keys: Keys, executor: Executor, clock: Callable[[], float] = time.time
     ) -> None:
         self._rules, self._keys, self._executor, self._clock = rules, keys, executor, clock
+        self._refreshing: asyncio.Future[None] | None = None
 
     async def prove(self, token: str) -> Proven:
         """Refused where anything about the token is not as the rules say."""
@@ -61,11 +62,20 @@ class Jwts:
             raise Refused("token_algorithm")
         keys = self._keys.find(kid, algorithm)
         if self._keys.due(bool(keys)):
-            await asyncio.get_running_loop().run_in_executor(self._executor, self._keys.refresh)
-            keys = self._keys.find(kid, algorithm)
+            fetched = self._refresh()
+            # While no newer ones can be had, who is known by those that there are does not wait for them.
+            if not keys or not self._keys.away:
+                await asyncio.shield(fetched)
+                keys = self._keys.find(kid, algorithm)
         if not keys:
             raise Refused("token_key_unknown")
         return self._verified(token, keys, algorithm)
+
+    def _refresh(self) -> asyncio.Future[None]:
+        """One for all who ask meanwhile: strangers, too, cause it, and must not take more than one thread."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.get_running_loop().run_in_executor(self._executor, self._keys.refresh)
+        return self._refreshing
 
     def _verified(self, token: str, keys: list[Key], algorithm: str) -> Proven:
         reason = "token_signature"

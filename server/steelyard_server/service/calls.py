@@ -14,8 +14,9 @@ from typing import Any
 import grpc
 from structlog.contextvars import bind_contextvars
 
+from steelyard_server.runs.errors import NotNow
 from steelyard_server.service.errors import refusal_of
-from steelyard_server.service.once import Once
+from steelyard_server.service.once import Once, Outcome
 
 _NAME_CHARACTERS = 128
 """Of a name in the log, which is a caller's and not yet looked at."""
@@ -28,19 +29,25 @@ def unary(executor: Executor, method: Callable[[Any], Any], once: Once | None = 
     client asks for again is done once."""
 
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        async def done() -> Any:
+        async def done() -> Outcome:
             work = partial(contextvars.copy_context().run, method, request)
-            return await asyncio.get_running_loop().run_in_executor(executor, work)
+            try:
+                return Outcome(await asyncio.get_running_loop().run_in_executor(executor, work))
+            except Exception as error:
+                return Outcome(refusal=refusal_of(error), nothing_done=isinstance(error, NotNow))
 
         try:
             _say_what(request)
             if once is None:
-                return await done()
-            return await once.do(
-                dict(context.invocation_metadata() or ()), method.__qualname__, request, done
-            )
+                outcome = await done()
+            else:
+                metadata = dict(context.invocation_metadata() or ())
+                outcome = await once.do(metadata, method.__qualname__, request, done)
         except Exception as error:
-            await context.abort(*refusal_of(error))
+            outcome = Outcome(refusal=refusal_of(error))
+        if outcome.refusal is not None:
+            await context.abort(*outcome.refusal)
+        return outcome.answer
 
     return handle
 

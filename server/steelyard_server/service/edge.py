@@ -48,6 +48,18 @@ SERVICES = (
     server_pb2.DESCRIPTOR.services_by_name["ServerService"].full_name,
 )
 
+_COUNTING = frozenset(
+    {
+        "DatasetService.CreateDataset",
+        "DatasetService.DeleteDataset",
+        "RunService.CreateRun",
+        "RunService.DeleteRun",
+        "RunService.Fork",
+        "RunService.Observe",
+    }
+)
+"""What a repetition would do twice, or refuse. No answer of theirs is large, and so they may be remembered."""
+
 Options = list[tuple[str, int]]
 
 _NEVER = (1 << 31) - 1
@@ -70,7 +82,7 @@ def build(
     """
     server = grpc.aio.server(options=_options(settings), interceptors=[*interceptors, guard])
     instance = uuid.uuid4().hex
-    once = Once(instance)
+    once = Once(instance, _COUNTING)
     about = offloaded(ServerService(instance), calls)
     server_pb2_grpc.add_ServerServiceServicer_to_server(about, server)
     datasets = offloaded(DatasetService(catalog), calls, once)

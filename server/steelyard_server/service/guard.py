@@ -8,6 +8,7 @@ read; on the wire nothing differs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,16 +20,15 @@ from structlog.contextvars import bind_contextvars
 
 from steelyard_server.config import Settings
 from steelyard_server.log import logger
-from steelyard_server.runs.errors import Exhausted, RunError
+from steelyard_server.runs.errors import Exhausted
 from steelyard_server.security import rules
 from steelyard_server.security.caller import Caller, caller
-from steelyard_server.security.errors import Forbidden, Unauthenticated
-from steelyard_server.security.evidence import Evidence
+from steelyard_server.security.errors import Unauthenticated
 from steelyard_server.security.gate import Gate
 from steelyard_server.security.gatekeeper import Gatekeeper, Tally
 from steelyard_server.security.quotas import UNLIMITED, Account, Accounts
 from steelyard_server.service.errors import refusal_of
-from steelyard_server.service.guarded import Call, Context, Stream, first_message
+from steelyard_server.service.guarded import Admitted, Call, Context, Stream, first_message
 
 Handler = Any  # grpc.RpcMethodHandler, whose stubs promise more than it has
 Behaviour = Callable[[Any, Context], Awaitable[Any]]
@@ -36,8 +36,7 @@ Behaviour = Callable[[Any, Context], Awaitable[Any]]
 _LOOK_SECONDS = 1.0
 """Between two looks at whether open streams are still allowed."""
 _HEALTH_CALLS = 256
-"""Of health under way: open to everyone, so bounded apart from the rest."""
-_OURS = (RunError, Forbidden, Unauthenticated)
+"""Of health under way: open to everyone, so bounded apart from the rest, and watchers apart from probes that ask."""
 
 _log = logger(__name__)
 
@@ -55,6 +54,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._calls = Gate(settings.max_concurrent_calls, "calls under way", "max_concurrent_calls")
         self._streams = Gate(settings.max_open_streams, "streams open", "max_open_streams")
         self._health = Gate(_HEALTH_CALLS, "calls of health under way", "")
+        self._watchers = Gate(_HEALTH_CALLS, "watchers of health", "")
         self._open: set[Stream] = set()
         self._looking: asyncio.Task[None] | None = None
         self._handlers: dict[str, Handler] = {}
@@ -96,16 +96,19 @@ class Guard(grpc.aio.ServerInterceptor):
 
         async def answer(_: Any, context: Context) -> bytes:
             try:
-                who, _evidence, account = await self._admit(call, context)
+                admitted = await self._admit(call, context)
                 # Read before the gate: whoever is slow to send keeps nobody else out.
                 raw = await first_message(context)
+                who, account = self._still(admitted)
                 if account is not None:
                     account.spend_bytes(len(raw))
                 with gate:
                     request = call.parse(raw)
                     call.judge(who, request)
                     data = call.answer(who, await inner(request, context))
-            except _OURS as error:
+            except grpc.aio.BaseError:
+                raise
+            except Exception as error:
                 await context.abort(*refusal_of(error))
             if account is not None:
                 account.spend_bytes(len(data))
@@ -114,23 +117,27 @@ class Guard(grpc.aio.ServerInterceptor):
         return answer
 
     def _streaming(self, call: Call, inner: Any, *, one_request: bool) -> Behaviour:
-        gate = self._health if call.open else self._streams
+        gate = self._watchers if call.open else self._streams
         generates = inspect.isasyncgenfunction(inner)
 
         async def serve(_: Any, context: Context) -> None:
             stream: Stream | None = None
             try:
-                who, evidence, account = await self._admit(call, context)
+                admitted = await self._admit(call, context)
                 with gate:
-                    stream = Stream(call, context, who, evidence, account)
+                    stream = Stream(call, context, admitted)
                     with self._watched(stream):
                         request = await stream.first() if one_request else stream.requests()
                         if generates:
-                            async for response in inner(request, stream):
-                                await stream.write(response)
+                            async with contextlib.aclosing(inner(request, stream)) as responses:
+                                async for response in responses:
+                                    await stream.affordable()
+                                    await stream.write(response)
                         else:
                             await inner(request, stream)
-            except _OURS as error:
+            except grpc.aio.BaseError:
+                raise
+            except Exception as error:
                 await context.abort(*refusal_of(error))
             except asyncio.CancelledError:
                 why = None if stream is None else stream.take_cancellation()
@@ -140,13 +147,11 @@ class Guard(grpc.aio.ServerInterceptor):
 
         return serve
 
-    async def _admit(
-        self, call: Call, context: Context
-    ) -> tuple[Caller | None, Evidence | None, Account | None]:
+    async def _admit(self, call: Call, context: Context) -> Admitted:
         """Who calls, what shows it, and their account where they have a quota. Raises where they are not known, or are
         over it."""
         if call.open:
-            return None, None, None
+            return Admitted()
         who, evidence = await self._gatekeeper.identify(call.method, context)
         caller.set(who)
         if evidence is not None:
@@ -160,7 +165,18 @@ class Guard(grpc.aio.ServerInterceptor):
                 f"principal {who.principal!r} is over its quota of {part} a second; try again in {wait:.3f} s",
                 retry_after=wait,
             )
-        return who, evidence, account
+        return Admitted(who, evidence, account, self._gatekeeper.seen)
+
+    def _still(self, admitted: Admitted) -> tuple[Caller | None, Account | None]:
+        """Who was admitted, as they are known by now: they may have taken their time to send what they ask for."""
+        who = admitted.who
+        if who is None:
+            return None, None
+        if admitted.generation != self._gatekeeper.generation:
+            who = self._gatekeeper.again(admitted.evidence)
+        if who is None or who.expired:
+            raise Unauthenticated
+        return who, self._account(who)
 
     def _account(self, who: Caller) -> Account | None:
         if who.quota == UNLIMITED:
@@ -188,27 +204,31 @@ class Guard(grpc.aio.ServerInterceptor):
 
     async def _look(self) -> None:
         """Ends streams whose token has expired, or whose caller may not do any more what they are for."""
-        generation = self._gatekeeper.generation
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            before, generation = generation, self._gatekeeper.generation
+            generation = self._gatekeeper.generation
             for stream in list(self._open):
-                over = self._over(stream, changed=generation != before)
+                over = self._over(stream, generation)
                 if over is not None:
-                    principal = None if stream.who is None else stream.who.principal
-                    _log.info("stream_ended", method=stream.call.method, principal=principal, why=str(over))
                     stream.end(over)
+                    principal = None if stream.who is None else stream.who.principal
+                    # Nobody looks any more where this raises, as it may where a log cannot be written.
+                    with contextlib.suppress(Exception):
+                        _log.info(
+                            "stream_ended", method=stream.call.method, principal=principal, why=str(over)
+                        )
 
-    def _over(self, stream: Stream, *, changed: bool) -> Exception | None:
-        """Why it may not go on; None where it may."""
+    def _over(self, stream: Stream, generation: int) -> Exception | None:
+        """Why it may not go on, by the access file of that generation; None where it may."""
         if stream.expired:
             return Unauthenticated("the token of this stream has expired; call again with a newer one")
-        if changed:
+        if stream.generation != generation:
             who = self._gatekeeper.again(stream.evidence)
             if who is None:
                 return Unauthenticated()
             try:
-                stream.judge_again(who, self._account(who))
-            except _OURS as error:
+                stream.judge_again(who, self._account(who), generation)
+            # A bug, too, must not be what keeps a stream open.
+            except Exception as error:
                 return error
         return None

@@ -58,10 +58,20 @@ class Call:
         return self.serialiser(response)
 
 
-async def first_message(context: Context) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Who was let in, by what, and by which generation of the access file. `who` is None of calls open to everyone."""
+
+    who: Caller | None = None
+    evidence: Evidence | None = None
+    account: Account | None = None
+    generation: int = 0
+
+
+async def first_message(context: Context, seconds: float = _FIRST_SECONDS) -> bytes:
     """Invalid where none comes, or not in time."""
     try:
-        async with asyncio.timeout(_FIRST_SECONDS):
+        async with asyncio.timeout(seconds):
             raw = await context.read()
     except TimeoutError:
         raise Invalid(f"expected a message within {_FIRST_SECONDS:.0f} seconds; got none") from None
@@ -79,19 +89,19 @@ class Stream:
         self,
         call: Call,
         context: Context,
-        who: Caller | None,
-        evidence: Evidence | None,
-        account: Account | None,
+        admitted: Admitted,
     ) -> None:
-        self.call, self.who, self.evidence, self.account = call, who, evidence, account
+        self.call, self.evidence = call, admitted.evidence
+        self.who, self.account, self.generation = admitted.who, admitted.account, admitted.generation
         self._context = context
+        self._began = time.monotonic()
         self._task = asyncio.current_task()
         self._awaits_join = call.row is not None and call.row.at_join
         self._judged: Any = None
         self.ending: Exception | None = None
         """Why the guard ends it."""
         if not self._awaits_join and (call.row is None or not call.row.needs):
-            self.call.judge(who, None)
+            self.call.judge(self.who, None)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
@@ -106,9 +116,13 @@ class Stream:
 
     async def read(self) -> Any:
         """As a context's. Invalid, Missing or Forbidden for what must not be read on."""
-        if self.account is not None:
-            await self._wait()
-        raw = await (first_message(self._context) if self._awaits_join else self._context.read())
+        await self.affordable()
+        raw: Any
+        if self._awaits_join:
+            # Requests without a message in them do not begin the time anew.
+            raw = await first_message(self._context, self._began + _FIRST_SECONDS - time.monotonic())
+        else:
+            raw = await self._context.read()
         if raw is grpc.aio.EOF:
             return raw
         self._pay(raw)
@@ -129,15 +143,15 @@ class Stream:
         self._pay(data)
         return self._context.write(data)
 
-    def judge_again(self, who: Caller, account: Account | None) -> None:
+    def judge_again(self, who: Caller, account: Account | None, generation: int) -> None:
         """Raises where the caller, as it is known by now, may not go on."""
-        self.who, self.account = who, account
+        self.who, self.account, self.generation = who, account, generation
         if self._judged is not None or not (self.call.row and self.call.row.needs):
             self.call.judge(who, self._judged)
 
     @property
     def expired(self) -> bool:
-        return self.who is not None and self.who.expires_at is not None and time.time() >= self.who.expires_at
+        return self.who is not None and self.who.expired
 
     def end(self, why: Exception) -> None:
         """Ends the call with the status of `why`."""
@@ -155,6 +169,7 @@ class Stream:
         if self.account is not None:
             self.account.spend_bytes(len(data))
 
-    async def _wait(self) -> None:
+    async def affordable(self) -> None:
+        """Waits while the caller is over its quota of bytes."""
         while self.account is not None and (wait := self.account.wait_for_bytes(time.monotonic())) > 0:
             await asyncio.sleep(min(wait, _LONGEST_SLEEP))
