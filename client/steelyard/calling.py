@@ -11,13 +11,14 @@ Metadata = tuple[tuple[str, str], ...]
 REQUEST_ID = "x-request-id"
 
 
-def metadata() -> Metadata:
-    """The metadata of one call: an id of its own, and W3C trace context where a span of OpenTelemetry's is active.
-    Whoever asks again for the same thing shows the same."""
-    return ((REQUEST_ID, secrets.token_hex(8)), *_trace())
+def metadata(of: Metadata | None = None) -> Metadata:
+    """The metadata of one call: an id of its own, and W3C trace context where a span of OpenTelemetry's is active; `of`
+    another moment, where that is not of now. Whoever asks again for the same thing shows the same."""
+    return ((REQUEST_ID, secrets.token_hex(8)), *(trace() if of is None else of))
 
 
-def _trace() -> Metadata:
+def trace() -> Metadata:
+    """The trace context of the span that is active in this thread; nothing where there is none."""
     # Nobody has a span who has not imported it; nothing is imported, or needed, for those who have none.
     if "opentelemetry.trace" not in sys.modules:
         return ()

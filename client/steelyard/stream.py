@@ -17,7 +17,7 @@ from typing import Protocol
 import grpc
 
 from steelyard import forking
-from steelyard.calling import metadata
+from steelyard.calling import metadata, trace
 from steelyard.channel import SharedChannels, told_in_words
 from steelyard.credentials import Credentials
 from steelyard.errors import (
@@ -89,6 +89,7 @@ class Stream:
         self._owner = owner
         self._purpose = purpose
         self._reconnect_timeout = reconnect_timeout
+        self._trace = trace()  # of who joins; the thread is nobody's
         self._stop = threading.Event()
         self._leaving = False
         self._lock = threading.Lock()
@@ -186,7 +187,7 @@ class Stream:
         call: grpc.Call | None = None
         broken = False
         try:
-            call = trainer_pb2_grpc.TrainerServiceStub(channel).Train(_drain(outbox), metadata=metadata())
+            call = trainer_pb2_grpc.TrainerServiceStub(channel).Train(_drain(outbox), metadata=metadata(self._trace))
             forking.keep(call)
             with self._lock:
                 self._call = call

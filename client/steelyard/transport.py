@@ -122,6 +122,8 @@ class Transport:
     def require(self, ability: str, what: str, purpose: str) -> None:
         """FailedPrecondition where the server is known not to have it: before anything is done."""
         if self.abilities(purpose).lacks(ability):
+            self._abilities = None  # it may have been upgraded since it was asked
+        if self.abilities(purpose).lacks(ability):
             raise FailedPrecondition(
                 f"{purpose}: the server at {self.address} knows no {what}; it is of before there were any. Nothing was "
                 f"done. Upgrade it, or go on without `{ability}`"
@@ -142,6 +144,12 @@ class Transport:
         while True:
             try:
                 return self._until(method, request, purpose, (*own, (INSTANCE, str(abilities.instance))))
+            except DeadlineExceeded as error:
+                if broke is None:
+                    raise
+                raise DeadlineExceeded(
+                    f"{broke}; it may have been done or not; asked again: {error}"
+                ) from None
             except Unavailable as error:
                 broke = error
                 pause = next(pauses)

@@ -6,6 +6,11 @@ import datetime
 import hashlib
 import json
 import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +26,7 @@ from steelyard import Credentials
 from steelyard_server.config import Settings
 from steelyard_server.server import Server
 
+README = Path(__file__).parents[2] / "README.md"
 PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 
 
@@ -343,3 +349,43 @@ def test_a_token_goes_over_a_unix_socket(tmp_path):
             client.list_runs()
     finally:
         server.stop(1.0)
+
+
+def test_the_verbs_and_the_lines_of_the_readme_work_over_tls(secured, authority, tmp_path, monkeypatch):
+    secured.settings |= {
+        "tls_client_ca": authority.file,
+        "access": access(tmp_path / "access.toml", "secret-token"),
+    }
+    address = secured.start()
+    cert, key = authority.issue("trainer", "tls")
+    token = tmp_path / "token"
+    token.write_text("secret-token\n")
+    flags = {"ca": authority.file, "cert": cert, "key": key, "token-file": str(token)}
+
+    def ask(given: dict[str, str], **environ: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "steelyard_server", "runs", "--json", "--address", address]
+        command += [word for name, value in given.items() for word in (f"--{name}", value)]
+        return subprocess.run(
+            command, env={**os.environ, **environ}, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    # As printed, in the folder with the files of those names.
+    printed = re.search(r"steelyard\.connect\(address, credentials=.*?\)\)", README.read_text())
+    assert printed is not None
+    here = tmp_path / "here"
+    here.mkdir()
+    for name, source in (("ca.pem", authority.file), ("tls.crt", cert), ("tls.key", key), ("token", token)):
+        shutil.copy(source, here / name)
+    monkeypatch.chdir(here)
+    with eval(printed[0], {"steelyard": steelyard, "address": address}) as client:
+        run_of(client)
+
+    by_flags = ask(flags)
+    assert (by_flags.returncode, [one["name"] for one in json.loads(by_flags.stdout)]) == (0, ["r"])
+    variables = {f"STEELYARD_{name.upper().replace('-', '_')}": value for name, value in flags.items()}
+    assert ask({}, **variables).stdout == by_flags.stdout
+    token.write_text("another-secret\n")
+    refused = ask(flags)
+    assert refused.returncode != 0
+    assert "expected credentials that this server knows" in refused.stderr
+    assert "secret" not in refused.stdout + refused.stderr

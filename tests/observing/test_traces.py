@@ -85,6 +85,31 @@ def test_a_stream_is_one_span_from_join_to_end(traced, raw_of, eventually):
     assert (span.name, span.attributes["rpc.grpc.status_code"]) == ("steelyard.v1.TrainerService/Train", 0)
 
 
+def test_the_span_of_a_training_loop_is_the_parent_of_its_calls_and_of_its_stream(traced, eventually):
+    """From one side to the other: the client is that of any program, whose spans are its own."""
+    server, exporter = traced
+    client = steelyard.connect(server.server.address)
+    client.create_dataset("d", 50)
+    run = client.create_run("r", dataset="d", batch_size=8)
+    exporter.clear()
+    with TracerProvider().get_tracer("trainer").start_as_current_span("epoch") as mine:
+        client.list_datasets()
+        session = run.join(timeout=30)
+    batch = session.next()
+    session.report(batch, [1.0] * len(batch))
+    session.leave()
+    client.list_runs()
+    ended = eventually(lambda: len(found := exporter.get_finished_spans()) == 3 and found)
+    spans = {one.name: one for one in ended}
+    call, stream = (
+        spans[f"steelyard.v1.{name}"] for name in ("DatasetService/ListDatasets", "TrainerService/Train")
+    )
+    for one in (call, stream):
+        assert one.context.trace_id == mine.get_span_context().trace_id
+        assert one.parent.span_id == mine.get_span_context().span_id
+    assert spans["steelyard.v1.RunService/ListRuns"].parent is None
+
+
 def test_a_failure_of_the_server_is_an_error_of_its_span(traced, monkeypatch, eventually):
     server, exporter = traced
     monkeypatch.setattr(server.server._catalog, "list_runs", lambda: 1 / 0)
