@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 import steelyard
+from steelyard_server.runs import serving
 
 SCORED = {"method": "scored", "score": "last_loss", "transform": "power", "alpha": 1.0, "unseen": 2.0}
 
@@ -183,6 +185,32 @@ def test_reports_that_are_refused_repeated_or_late_are_counted_by_why(watched, r
     # Three that are NaN are not among the quantiles.
     assert scrape.one("steelyard_run_loss", run="r", quantile="0") == 1.0
     assert scrape.one("steelyard_run_ranks", run="r") == 1
+
+
+def test_a_trainer_whose_reports_are_all_refused_fills_no_log(watched, raw_of, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        serving, "_log", SimpleNamespace(warning=lambda event, **about: told.append((event, about)))
+    )
+    monkeypatch.setattr(serving, "_TELL_AGAIN_SECONDS", 3600.0)
+    server = watched()
+    client = steelyard.connect(server.server.address)
+    client.create_dataset("d", 50)
+    client.create_run("r", dataset="d", batch_size=8, draw=SCORED, staleness=0)
+    trainer = raw_of(server.server.address).trainer()
+    monkeypatch.setattr(serving._log, "info", lambda *event, **about: None, raising=False)
+    trainer.join("r", credit=2)
+    batch = trainer.expect("batch")
+    for number in range(20):
+        trainer.report(batch, np.ones(8, np.float32), digest=batch.digest ^ (1 + number))
+        trainer.expect("refusal")
+    trainer.report(batch, np.ones(9, np.float32))
+    trainer.expect("refusal")
+    assert [(event, about["reason"]) for event, about in told] == [
+        ("report_refused", "digest"),
+        ("report_refused", "shape"),
+    ]
+    assert server.scrape().one("steelyard_run_rejected_reports_total", run="r", reason="digest") == 20
 
 
 def test_going_back_takes_nothing_from_a_counter(watched):

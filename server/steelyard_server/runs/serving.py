@@ -9,6 +9,7 @@ so many reports cost one commit.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -49,6 +50,8 @@ from steelyard_server.runs.weighing import StepWeights, draw_weight, journaled_w
 
 _log = logger(__name__)
 
+_TELL_AGAIN_SECONDS = 1.0
+"""A trainer whose every report is refused fills no log: of each reason there is a line so often. All are counted."""
 _GIVE_WAY_SECONDS = 5e-5
 
 
@@ -74,6 +77,7 @@ class Serving:
         # Ranks with credit: those that may be sent a batch, and those that have all that are drawn.
         self._hungry: dict[Rank, None] = {}
         self._ahead: dict[Rank, None] = {}
+        self._told_refused: dict[str, float] = {}
         # Streams without a seat that end when what they reported is durable.
         self._leaving: dict[Outbox, None] = {}
 
@@ -370,10 +374,7 @@ class Serving:
             disposition = reports.judge(self._run.state(), report, self._digest_of)
         except RunError as error:
             self.tally.refused[error.reason] += 1
-            # Not the message, which quotes what was reported.
-            _log.warning(
-                "report_refused", run=self._run.name, rank=rank.rank, step=report.step, reason=error.reason
-            )
+            self._tell_refused(rank, report, error.reason)
             outbox.send(Refusal(report.step, report.offset, report.count, error))
             return
         except StoreError as error:
@@ -383,6 +384,14 @@ class Serving:
         state = self._run.state()
         if rank.told_of_policy != state.policy_since and state.closed_steps >= state.policy_since + PATIENCE:
             self._tell_missing(rank)
+
+    def _tell_refused(self, rank: Rank, report: Report, reason: str) -> None:
+        """Without the message, which quotes what was reported."""
+        now = self._clock()
+        if now - self._told_refused.get(reason, -math.inf) < _TELL_AGAIN_SECONDS:
+            return
+        self._told_refused[reason] = now
+        _log.warning("report_refused", run=self._run.name, rank=rank.rank, step=report.step, reason=reason)
 
     def _take_report(self, outbox: Outbox, report: Report, disposition: Disposition) -> None:
         answer = Acknowledgement(report.step, report.offset, report.count, disposition)
