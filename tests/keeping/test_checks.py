@@ -238,6 +238,7 @@ def test_work_that_takes_too_long_is_broken_off(store_dir: Path, tmp_path: Path)
         shared=False,
         rate=1000,
         part_bytes=4096,
+        keep=0,
     )
     with pytest.raises(DiedError, match="the backup did not end within 2 s"):
         task.run(2)
