@@ -48,6 +48,9 @@ just being replaced."""
 _ONCE_SECONDS = 45.0
 """For which a call is asked for again that counts: less than the server remembers (service/once.py)."""
 _AGED = "max connection age"
+_LET_GO = "CANCELLED"
+"""Not by a client, which takes nothing back: gRPC's server says it of calls that wait where too many do (when strangers
+send thousands that they take back at once), and of those that wait or are under way when it ends."""
 _ANEW = "was started anew"
 _ASK = server_pb2.GetServerRequest()
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 2.0
@@ -94,7 +97,8 @@ class Transport:
         """Makes one call. `purpose` says in words what was asked for; an error repeats it.
 
         What never reached the server, or was refused before the server did anything, is asked for again until the
-        client's timeout, and so is what the server had not answered when it ended a connection of old age. `once`: it
+        client's timeout, and so is what the server had not answered when it ended a connection of old age, or when more
+        calls waited than it takes. `once`: it
         counts when it is repeated. Where the connection ends before the answer comes, it is asked for again all the
         same, of a server that does it once; Unavailable of one that is too old for that, or that was started anew
         meanwhile: it may have been done or not.
@@ -188,13 +192,14 @@ class Transport:
                 if (handshakes >= _HANDSHAKES and not self._proven) or time.monotonic() + pause > deadline:
                     raise
             except Unavailable as error:
-                aged = repeatable and _AGED in str(error)
-                if not aged and NOT_CONNECTED not in str(error):
+                unanswered = repeatable and (error.code == _LET_GO or _AGED in str(error))
+                if not unanswered and NOT_CONNECTED not in str(error):
                     raise
                 handshakes, pause = 0, next(pauses)
                 if time.monotonic() + pause > deadline:
+                    kind = "answer of" if unanswered else "connection with"
                     raise DeadlineExceeded(
-                        f"{purpose}: no connection with {self.address} within {self.timeout:g} s: {error}"
+                        f"{purpose}: no {kind} {self.address} within {self.timeout:g} s: {error}"
                     ) from None
             except DeadlineExceeded as error:
                 raise (error if refused is None else refused) from None
@@ -251,8 +256,10 @@ class Transport:
                 raise self._with_reason(error, stubs.channel) from None
             except Unavailable:
                 raise
-            except SteelyardError:
+            except SteelyardError as error:
                 self._proven = True
+                if error.code == _LET_GO and not self._closed:
+                    raise Unavailable(f"{error}; it let go of the call", code=_LET_GO) from None
                 raise
             self._proven = True
             return answer

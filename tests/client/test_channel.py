@@ -45,7 +45,7 @@ def test_only_methods_that_exist_and_may_be_repeated_are_retried():
     assert {method for _, method in everything - retried} == {
         *("CreateDataset", "DeleteDataset", "CreateRun", "DeleteRun", "Observe", "Fork")
     }
-    assert rule["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert rule["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE", "CANCELLED"]
 
 
 @pytest.fixture

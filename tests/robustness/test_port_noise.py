@@ -80,6 +80,18 @@ def test_noise_is_closed_and_harms_nobody(unharmed, process, kind):
     one.close()
 
 
+def test_calls_of_others_are_answered_while_strangers_take_back_thousands(process):
+    """gRPC lets go of calls by chance where more than a thousand wait for the server."""
+    client, dice, log = process.client(), random.Random(7), process.directory / "server.log"
+    before = log.stat().st_size
+    for _ in range(3):
+        for _ in range(5):
+            noise.make(process.address, "rapid_reset", dice).close()
+        for _ in range(5):
+            client.list_runs()
+    assert log.stat().st_size - before < 100_000
+
+
 def test_connections_that_say_nothing_are_closed(unharmed, process):
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2 - 200
     began = time.monotonic()

@@ -137,10 +137,11 @@ class Observe(grpc.aio.ServerInterceptor):
 
 
 def _tell(code: str, seconds: float, *, unary: bool) -> None:
-    """One line for each call: at debug where all is as it should be, else where one would look."""
+    """One line for each call: at debug where all is as it should be, else where one would look. What a caller took back
+    at once is as it should be: thousands of these cost no lines."""
     if code not in _CALLERS_FAULT or (unary and seconds > SLOW_SECONDS):
         tell = _log.warning
-    elif code != "OK" or not unary:
+    elif code not in ("OK", "CANCELLED") or not unary:
         tell = _log.info
     else:
         tell = _log.debug
