@@ -95,6 +95,7 @@ def test_the_server_writes_backups_to_its_own_place_alone(tmp_path: Path) -> Non
             f"{own}/../elsewhere",
             f"{own}/link",
             f"{own}2",
+            f"{own}/\0",
             "memory://x",
             "/",
         ):

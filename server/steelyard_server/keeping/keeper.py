@@ -182,7 +182,8 @@ class Keeper:
     def _destination(self, to: str) -> str:
         if self._to is None:
             raise RefusedError("the server has no backup_to: start it with --backup-to FOLDER or URL")
-        if to and not within(to, self._to):
+        # No path holds a NUL, and no system call takes one.
+        if to and ("\0" in to or not within(to, self._to)):
             raise RefusedError(
                 f"expected {shown(self._to)!r}, which is the server's backup_to, or a place below it; got {shown(to)!r}"
             )

@@ -11,8 +11,8 @@ _SECONDS = 120.0
 
 
 class Crowd:
-    """`count` threads that make `call` until the block is left. `seconds` are those of the calls that succeeded, `errors`
-    are of the others."""
+    """`count` threads that make `call` until the block is left. `seconds` are of the calls that succeeded, `errors` are
+    of the others."""
 
     def __init__(self, call: Callable[[], Any], count: int) -> None:
         self.seconds: list[float] = []
