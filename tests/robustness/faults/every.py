@@ -7,6 +7,7 @@ from tests.robustness.faults import (  # noqa: F401
     kills,
     machine,
     networks,
+    overload,
     power_cut,
     rest,
     searches,
