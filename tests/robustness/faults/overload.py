@@ -38,8 +38,9 @@ class Raw:
     def call(self, method: str, request: bytes, metadata: Any = ()) -> str:
         """The name of the status."""
         began = time.monotonic()
+        call: Any = self._channel.unary_unary(method)
         try:
-            self._channel.unary_unary(method)(request, timeout=60, metadata=metadata)
+            call(request, timeout=60, metadata=metadata)
             code = "OK"
         except grpc.RpcError as error:
             code = error.code().name  # type: ignore[attr-defined]
@@ -175,7 +176,7 @@ def _bad_reports(address: str, token: str) -> dict[str, tuple[str, str]]:
 
 @fault(
     "bad input",
-    how="from others, all the time: reports twice, altered, of NaN; ids out of range, lengths that differ, bytes that are "
+    how="from others, always: reports twice, altered, of NaN; ids out of range, lengths that differ, bytes that are "
     "no message, 9 MiB, 64 KiB of metadata",
     bar="each its own status; the training goes on, same batches, every loss counts once; what others run is unchanged",
     rounds=20,
