@@ -28,28 +28,28 @@ MOST = 5000
 
 # Where it is killed; the call; and how many calls are left out between two kills, for CI.
 KILLS: list[tuple[Wait, Durability, str, int]] = [
-    ("serving", "sync", "fdatasync", 1),
-    ("serving", "sync", "pwrite64", 9),
+    ("serving", "sync", "fdatasync", 3),
+    ("serving", "sync", "pwrite64", 17),
     ("serving", "sync", "writev", 9),
-    ("serving", "sync", "munmap", 3),
-    ("serving", "sync", "sendmsg", 13),
-    ("serving", "sync", "futex", 150),
+    ("serving", "sync", "munmap", 7),
+    ("serving", "sync", "sendmsg", 31),
+    ("serving", "sync", "futex", 400),
     ("serving", "interval", "fdatasync", 3),
-    ("serving", "interval", "pwrite64", 11),
+    ("serving", "interval", "pwrite64", 19),
     ("serving", "interval", "writev", 11),
     ("serving", "interval", "ftruncate", 2),
 ]
 ERRORS: list[tuple[Durability, str, str, int]] = [
     ("sync", "fdatasync", "EIO", 9),
-    ("sync", "pwrite64", "EIO", 29),
+    ("sync", "pwrite64", "EIO", 41),
     ("sync", "writev", "ENOSPC", 15),
     ("interval", "fdatasync", "EIO", 9),
-    ("interval", "pwrite64", "ENOSPC", 19),
+    ("interval", "pwrite64", "ENOSPC", 29),
     ("interval", "ftruncate", "EIO", 4),
 ]
 OPENING = {
-    "openat": 40,
-    "mmap": 25,
+    "openat": 80,
+    "mmap": 50,
     "flock": 1,
     "pwrite64": 1,
     "writev": 1,
