@@ -37,6 +37,8 @@ BACKUP = {"enabled": True, "to": "/backups", "existingClaim": "backups"}
 REFUSED: dict[str, dict[str, Any]] = {
     "got none of them": {},
     "got both": {"insecure": True, "tls": {"existingSecret": "a"}},
+    "expected no access.table": {"insecure": True, "access": {"table": "principals = []"}},
+    "no access.existingSecret with insecure": {"insecure": True, "access": {"existingSecret": "a"}},
     "additional properties 'replicas' not allowed": {"insecure": True, "replicas": 2},
     "additional properties 'max_run' not allowed": {"insecure": True, "config": {"max_run": 3}},
     "additional properties 'listen' not allowed": {"insecure": True, "config": {"listen": "0.0.0.0:1"}},

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import logging
 import pkgutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -101,3 +103,28 @@ def test_a_run_that_nobody_named_and_that_differs_from_the_twin_is_found(world):
     world.judge()  # what was drawn before the change
     with pytest.raises(FindingError, match="nobody named differs from the twin"):
         world.judge()
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_the_exit_status_says_whether_anything_was_found(broken, tmp_path, monkeypatch):
+    file = tmp_path / "input"
+    file.write_bytes(packed([call("GetDataset", datasets_pb2.GetDatasetRequest(name="d"))]))
+    if broken:
+        monkeypatch.setattr(DatasetService, "GetDataset", lambda self, request: 1 // 0)
+    assert run.main(["--replay", str(file), "--findings", str(tmp_path / "findings")]) == int(broken)
+
+
+@pytest.mark.parametrize("found", [1, 0])
+def test_so_it_does_where_the_search_ends_the_process_with_a_status_of_its_own(found, tmp_path):
+    """As libFuzzer does, from within atheris."""
+    program = (
+        "import atexit, pathlib, sys; from tests.robustness.fuzz import run\n"
+        f"search = run.Search(pathlib.Path({str(tmp_path)!r}))\n"
+        f"search.found.update({['finding'] * found})\n"
+        "atexit.register(run.end, search); sys.exit(0)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=run.ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == found, ended.stderr
+    assert f"{found} findings" in ended.stdout

@@ -11,6 +11,7 @@ under each method (seeds.py) and what earlier searches kept (corpus.txt), and pl
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import hashlib
 import logging
@@ -130,7 +131,7 @@ def at_random(search: Search, seconds: float, seed: int) -> None:
 
 
 def by_coverage(atheris: Any, search: Search, seconds: float, seed: int, kept: Path) -> None:
-    """Ends the process, as libFuzzer does."""
+    """Ends the process, as libFuzzer does: with status 1 where anything was found."""
     from tests.robustness.fuzz.mutate import mutated
 
     first = beginnings()
@@ -151,7 +152,17 @@ def by_coverage(atheris: Any, search: Search, seconds: float, seed: int, kept: P
         str(kept),
     ]
     atheris.Setup(arguments, search.play, custom_mutator=change)
+    atexit.register(end, search)
     atheris.Fuzz()
+
+
+def end(search: Search) -> None:
+    """For what ends the process from within, with a status of its own: says what there was, and ends with 1 where
+    anything was found."""
+    tell(search)
+    if search.found:
+        sys.stdout.flush()
+        os._exit(1)
 
 
 def watched(names: Sequence[str]) -> Any:
@@ -165,15 +176,19 @@ def watched(names: Sequence[str]) -> Any:
     return atheris
 
 
+def tell(search: Search) -> None:
+    search.close()
+    for (name, code), number in sorted(search.counts.items()):
+        print(f"{name:16} {code:20} {number}")
+    print(search.summary(), flush=True)
+
+
 @contextlib.contextmanager
 def reported(search: Search) -> Iterator[None]:
     try:
         yield
     finally:
-        search.close()
-        for (name, code), number in sorted(search.counts.items()):
-            print(f"{name:16} {code:20} {number}")
-        print(search.summary())
+        tell(search)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -54,6 +54,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and $tls .Values.insecure -}}
 {{- fail "expected either a certificate (tls) or insecure, got both" -}}
 {{- end -}}
+{{- if and .Values.insecure (include "steelyard.accessSecret" .) -}}
+{{- fail "expected no access.table and no access.existingSecret with insecure: nobody can be recognised over plaintext, and tokens could be read on their way; give a certificate (tls) in place of insecure, or no access" -}}
+{{- end -}}
 {{- if and .Values.tls.certManager.enabled .Values.tls.existingSecret -}}
 {{- fail "expected tls.existingSecret or tls.certManager.enabled, got both" -}}
 {{- end -}}
