@@ -187,7 +187,9 @@ class Stream:
         call: grpc.Call | None = None
         broken = False
         try:
-            call = trainer_pb2_grpc.TrainerServiceStub(channel).Train(_drain(outbox), metadata=metadata(self._trace))
+            call = trainer_pb2_grpc.TrainerServiceStub(channel).Train(
+                _drain(outbox), metadata=metadata(self._trace)
+            )
             forking.keep(call)
             with self._lock:
                 self._call = call

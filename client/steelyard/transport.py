@@ -47,7 +47,16 @@ _HANDSHAKES = 2
 just being replaced."""
 _ONCE_SECONDS = 45.0
 """For which a call is asked for again that counts: less than the server remembers (service/once.py)."""
-_AGED = "max connection age"
+_ENDED = (
+    "max connection age",
+    "Stream removed",
+    "Broken pipe",
+    "Connection reset",
+    "Socket closed",
+    "GOAWAY",
+)
+"""In gRPC's words for a connection that ended under a call, of which the server then says nothing. One that ends of its
+age is told so, unless it is just being written to."""
 _LET_GO = "CANCELLED"
 """Not by a client, which takes nothing back: gRPC's server says it of calls that wait where too many do (when strangers
 send thousands that they take back at once), and of those that wait or are under way when it ends."""
@@ -97,11 +106,10 @@ class Transport:
         """Makes one call. `purpose` says in words what was asked for; an error repeats it.
 
         What never reached the server, or was refused before the server did anything, is asked for again until the
-        client's timeout, and so is what the server had not answered when it ended a connection of old age, or when more
-        calls waited than it takes. `once`: it
-        counts when it is repeated. Where the connection ends before the answer comes, it is asked for again all the
-        same, of a server that does it once; Unavailable of one that is too old for that, or that was started anew
-        meanwhile: it may have been done or not.
+        client's timeout, and so is what the server had not answered when the connection ended, or when more calls
+        waited than it takes. `once`: it counts when it is repeated. Where the connection ends before the answer comes,
+        it is asked for again all the same, of a server that does it once; Unavailable of one that is too old for that,
+        or that was started anew meanwhile: it may have been done or not.
         """
         if not once:
             return self._until(method, request, purpose, metadata(), repeatable=True)
@@ -192,7 +200,9 @@ class Transport:
                 if (handshakes >= _HANDSHAKES and not self._proven) or time.monotonic() + pause > deadline:
                     raise
             except Unavailable as error:
-                unanswered = repeatable and (error.code == _LET_GO or _AGED in str(error))
+                unanswered = repeatable and (
+                    error.code == _LET_GO or any(words in str(error) for words in _ENDED)
+                )
                 if not unanswered and NOT_CONNECTED not in str(error):
                     raise
                 handshakes, pause = 0, next(pauses)
