@@ -115,7 +115,12 @@ def test_many_groups_are_looked_at_a_few_at_a_time(monkeypatch):
     drawer = drawer_of(policy_of(SCORED, mix), unknown=0.3, groups=40)
     counted, kind = [], type(next(iter(drawer._groups.values())).drawer)
     before = kind.summary
-    monkeypatch.setattr(kind, "summary", lambda self, most: counted.append(self) or before(self, most))
+
+    def summary_counted(self, most):
+        counted.append(self)
+        return before(self, most)
+
+    monkeypatch.setattr(kind, "summary", summary_counted)
     for looks in range(AT_ONCE, 40 + AT_ONCE, AT_ONCE):
         summary = drawer.summary(ALL)
         assert (len(counted), not np.isnan(summary.effective_sample_ratio)) == (looks, looks >= 40)
