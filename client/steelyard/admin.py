@@ -99,7 +99,9 @@ class Admin:
         `timeout`: how long nothing may be heard. Aborted: another check is under way.
         """
         findings: list[Finding] = []
+        report: CheckReport | None = None
         with self._patient(timeout) as transport:
+            # To the end, also after the report: the server counts a call that is left before as cancelled.
             for message in _messages(transport, pb.CheckRequest(deep=deep)):
                 match message.WhichOneof("said"):
                     case "progress":
@@ -107,8 +109,10 @@ class Admin:
                     case "finding":
                         findings.append(_finding(message.finding))
                     case "report":
-                        return CheckReport(tuple(findings), _figures(message.report))
-        raise SteelyardError(f"the check by {self._transport.address} ended without a report")
+                        report = CheckReport(tuple(findings), _figures(message.report))
+        if report is None:
+            raise SteelyardError(f"the check by {self._transport.address} ended without a report")
+        return report
 
     @contextmanager
     def _patient(self, timeout: float) -> Iterator[Transport]:

@@ -64,7 +64,8 @@ def explained(text: str, credentials: Credentials | None, address: str) -> str |
             else "no certificate: expected cert and key where the server wants them"
         )
         return (
-            f"the server at {address} ended the TLS handshake. It was shown {shown}; its log has the reason"
+            f"the server at {address} ended the TLS handshake. It was shown {shown}; started with "
+            "GRPC_VERBOSITY=INFO, it logs the reason"
         )
     if "handshake failed" in text.lower():
         return f"no TLS with {address}: {_reason(text)}"

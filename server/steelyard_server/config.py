@@ -227,7 +227,7 @@ class Settings(BaseSettings):
     @classmethod
     def _listen_is_an_address(cls, value: str) -> str:
         if not (value.startswith("unix:") and value != "unix:"):
-            _host_and_port(value, "HOST:PORT, [IPV6]:PORT or unix:PATH")
+            _host_and_port(value, "unix:PATH, HOST:PORT or [IPV6]:PORT")
         return value
 
     @field_validator("http", "health")
@@ -367,7 +367,7 @@ def is_loopback(address: str) -> bool:
 def _host_and_port(address: str, expected: str) -> tuple[str, int]:
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]\s/]+)):(\d{1,5})", address)
     if match is None or int(match[3]) > 65535:
-        raise ValueError(f"expected {expected}, got {address!r}")
+        raise ValueError(f"expected {expected} with a port from 0 to 65535, got {address!r}")
     return match[1] or match[2], int(match[3])
 
 

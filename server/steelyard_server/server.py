@@ -120,7 +120,14 @@ class Server:
         if settings.kernels == "auto":
             self._kernels.start()
         _log.info(
-            "serving", address=self.address, data_dir=str(settings.data_dir), durability=settings.durability
+            "serving",
+            address=self.address,
+            http=self.http_address,
+            health=self.health_address,
+            tls="off" if self.tls is None else "on",
+            access=None if settings.access is None else str(settings.access),
+            data_dir=str(settings.data_dir),
+            durability=settings.durability,
         )
 
     def _serve_probes(self) -> None:

@@ -195,7 +195,12 @@ def test_delete_asks_and_takes_what_it_is_told(client: steelyard.Client) -> None
     client.create_dataset("spare", size=4)
     run = client.create_run("spare", dataset="spare", batch_size=2)
     run.bookmark("here", 0)
-    assert steelyard_at(client, "delete", "spare").returncode == 1, "nobody has said yes"
+    unsaid = steelyard_at(client, "delete", "spare")
+    assert (unsaid.returncode, unsaid.stdout) == (1, "Delete run spare? [y/N]: "), "nobody has said yes"
+    for missing in (["none"], ["--dataset", "none"], ["spare", "--bookmark", "none"]):
+        done = steelyard_at(client, "delete", *missing)
+        assert (done.returncode, done.stdout) == (1, ""), "nobody is asked about what there is not"
+        assert "'none'" in done.stderr
     assert (
         printed(client, "delete", "spare", "--bookmark", "here", "--yes")
         == "deleted bookmark here of run spare\n"

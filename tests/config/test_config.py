@@ -123,13 +123,21 @@ def test_any_other_address_needs_insecure(address: str) -> None:
     "address", ["", "7077", "host", "host:", "host:65536", "a:b:c", "::1:7077", "unix:", ":1"]
 )
 def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(ConfigError, match="expected HOST:PORT"):
+    with pytest.raises(ConfigError, match="expected unix:PATH, HOST:PORT or"):
         load({"data_dir": "d", "listen": address}, environ={})
 
 
 def test_http_takes_no_unix_socket() -> None:
-    with pytest.raises(ConfigError, match=r"expected HOST:PORT or \[IPV6\]:PORT, got 'unix:/s'"):
+    with pytest.raises(
+        ConfigError, match=r"expected HOST:PORT or \[IPV6\]:PORT with a port .*, got 'unix:/s'"
+    ):
         load({"data_dir": "d", "http": "unix:/s"}, environ={})
+
+
+@pytest.mark.parametrize("name", ["listen", "http", "health"])
+def test_a_port_that_there_cannot_be_is_told_with_those_that_can(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"HOST:PORT.* with a port from 0 to 65535, got '0.0.0.0:70000'"):
+        load({"data_dir": "d", name: "0.0.0.0:70000"}, environ={})
 
 
 def test_a_map_above_its_maximum_is_refused() -> None:

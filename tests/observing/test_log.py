@@ -106,6 +106,20 @@ def test_a_slow_call_and_one_that_is_our_fault_are_warnings(watched, calls, monk
     assert (line["code"], line["level"]) == ("INTERNAL", "warning")
 
 
+def test_a_check_that_succeeds_ends_as_ok_and_long_calls_of_an_operator_are_no_warnings(
+    watched, calls, tmp_path, monkeypatch, eventually
+):
+    server = watched(backup_to=str(tmp_path / "backups"))
+    client = steelyard.connect(server.server.address)
+    monkeypatch.setattr(observe, "SLOW_SECONDS", 0.0)
+    client.admin.check()
+    [line] = eventually(lambda: calls(method="/steelyard.v1.AdminService/Check"))
+    assert (line["code"], line["level"]) == ("OK", "info")
+    client.admin.backup()
+    [line] = eventually(lambda: calls(method="/steelyard.v1.AdminService/Backup"))
+    assert (line["code"], line["level"]) == ("OK", "debug")
+
+
 def test_what_an_inner_interceptor_binds_stands_in_every_line_of_the_call(
     watched, calls, caplog, monkeypatch
 ):

@@ -1,5 +1,10 @@
 """TLS at a real server: certificates looked at, rotated under load, a CA that is dropped."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -175,3 +180,30 @@ def test_a_pair_that_does_not_match_or_cannot_be_read_is_refused_at_start(tmp_pa
     files.cert.unlink()
     refused("cannot read .*cert.pem: No such file", **files.settings())
     assert not (tmp_path / "data").exists(), "nothing is touched before that"
+
+
+def test_a_daemon_logs_json_alone_also_where_a_handshake_fails(tmp_path, files):
+    port, log = tmp_path / "port", tmp_path / "log"
+    flags = {"data-dir": tmp_path / "data", "listen": "127.0.0.1:0", "port-file": port, "log-format": "json"}
+    flags |= {"tls-cert": files.cert, "tls-key": files.key, "kernels": "numpy"}
+    command = [sys.executable, "-m", "steelyard_server", "serve"]
+    command += [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
+    with log.open("wb") as stderr:
+        server = subprocess.Popen(command, stderr=stderr, env=environment)
+    try:
+        deadline = time.monotonic() + 60
+        while not port.exists():
+            assert time.monotonic() < deadline, log.read_text()
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.02)
+        with socket.create_connection(("127.0.0.1", int(port.read_text())), timeout=20) as plain:
+            plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            while plain.recv(4096):
+                pass
+    finally:
+        server.terminate()
+        server.wait(30)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    [serving] = [line for line in lines if line["event"] == "serving"]
+    assert (serving["tls"], serving["access"], serving["http"], serving["health"]) == ("on", None, None, None)

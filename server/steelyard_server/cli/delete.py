@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from steelyard.client import Client
+from steelyard.errors import NotFound, PermissionDenied
 from steelyard_server.cli.options import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT,
@@ -43,9 +45,10 @@ def delete(
         if bookmark
         else f"run {run}"
     )
-    if not yes:
-        typer.confirm(f"Delete {what}?", abort=True)
     with connected(address, timeout, ca, cert, key, token_file) as client:
+        if not yes:
+            _look(client, run, bookmark, dataset)
+            typer.confirm(f"Delete {what}?", abort=True)
         if dataset is not None:
             client.delete_dataset(dataset)
         elif run is not None and bookmark:
@@ -53,3 +56,15 @@ def delete(
         elif run is not None:
             client.delete_run(run)
     typer.echo(f"deleted {what}")
+
+
+def _look(client: Client, run: str | None, bookmark: str | None, dataset: str | None) -> None:
+    """NotFound for what there is not: nobody is asked about that."""
+    try:
+        if dataset is not None:
+            client.dataset(dataset)
+        elif run is not None and bookmark not in (*client.run(run).info().bookmarks, None):
+            raise NotFound(f"run {run!r} has no bookmark {bookmark!r}")
+    except PermissionDenied:
+        # Who may delete need not be one who may read; the server will tell.
+        return

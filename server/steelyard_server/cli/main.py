@@ -3,11 +3,14 @@
 Exit status: 0 done, 1 it failed (one line on stderr says why), 2 the command or its configuration is wrong.
 """
 
+import os
 import sys
 
 
 def app() -> None:
     """Runs the command line of this process and exits. Light to import, so that a missing extra can be named."""
+    # Before gRPC is imported. Its own lines on stderr are no JSON, name no peer, and stand before our own errors.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from steelyard_server.cli.verbs import cli
     except ModuleNotFoundError as error:

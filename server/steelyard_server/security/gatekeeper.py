@@ -22,6 +22,12 @@ from steelyard_server.security.watched import Watched
 
 _LOGGED_A_SECOND = 2.0
 """Refusals of each reason; all are counted. Else whoever knocks often enough would fill the disk that the log is on."""
+_WAYS = {
+    "certificate": ("a client certificate", "tls_client_ca, and tls_client_certs not to be none"),
+    "jwt": ("a signed token (JWT)", "jwt_keys"),
+    "local": ("being on this machine (local = true)", "listen to be unix:PATH"),
+}
+"""Ways of recognising a principal that not every server has: in words, and the settings that it needs."""
 _NAMES = ("peer_uri", "peer_dns", "peer_email", "peer_ip")
 
 _log = logger(__name__)
@@ -172,6 +178,10 @@ def _warn_of_ways(table: principals.Table, settings: Settings) -> None:
     if settings.jwt_keys is not None:
         possible.add("jwt")
     for way in sorted(table.ways - possible):
+        what, needed = _WAYS[way]
         _log.warning(
-            "principals_unreachable", way=way, fault=f"nobody is recognised by {way} with these settings"
+            "principals_unreachable",
+            way=way,
+            fault=f"the access file has principals that are recognised by {what}, and with these settings nobody is:"
+            f" that needs {needed}",
         )

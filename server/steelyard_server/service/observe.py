@@ -25,6 +25,8 @@ from steelyard_server.observing.tracing import NO_TRACES, Traces
 REQUEST_ID = "x-request-id"
 SLOW_SECONDS = 1.0
 """A unary call that took longer is told of."""
+TAKES_LONG = "/steelyard.v1.AdminService/"
+"""Of the methods that begin so, no duration is worth a warning: they read or write all that is stored."""
 UNKNOWN = "unknown"
 """Stands for all methods that the server does not have: their names are the caller's to invent."""
 
@@ -133,13 +135,13 @@ class Observe(grpc.aio.ServerInterceptor):
                 metrics.duration.labels(method).observe(seconds)
             else:
                 metrics.streams.dec()
-            _tell(code, seconds, unary=unary)
+            _tell(code, seconds, unary=unary, long=method.startswith(TAKES_LONG))
 
 
-def _tell(code: str, seconds: float, *, unary: bool) -> None:
+def _tell(code: str, seconds: float, *, unary: bool, long: bool) -> None:
     """One line for each call: at debug where all is as it should be, else where one would look. What a caller took back
     at once is as it should be: thousands of these cost no lines."""
-    if code not in _CALLERS_FAULT or (unary and seconds > SLOW_SECONDS):
+    if code not in _CALLERS_FAULT or (unary and not long and seconds > SLOW_SECONDS):
         tell = _log.warning
     elif code not in ("OK", "CANCELLED") or not unary:
         tell = _log.info
