@@ -39,6 +39,7 @@ from steelyard_server.runs.limits import Limits
 from steelyard_server.security import sockets
 from steelyard_server.security.gatekeeper import Gatekeeper
 from steelyard_server.security.tls import Tls
+from steelyard_server.security.watched import Watched
 from steelyard_server.service import edge
 from steelyard_server.service.guard import Guard
 from steelyard_server.service.http import HttpEndpoint
@@ -49,6 +50,7 @@ T = TypeVar("T")
 
 _START_SECONDS = 60.0
 _SIGNAL_SECONDS = 0.1
+_LOOK_SECONDS = 1.0
 _LEFT_SECONDS = 2.0
 """For what is cancelled to end, at a stop."""
 
@@ -75,6 +77,7 @@ class Server:
         self.facts = Facts()
         self._kernels = Takeover()
         self._watch: asyncio.Task[None] | None = None
+        self._look: asyncio.Task[None] | None = None
         self._told: dict[str, Status] = {}
         self._started = False
         self.port = 0
@@ -130,6 +133,12 @@ class Server:
             durability=settings.durability,
         )
 
+    def _files(self) -> list[Watched[Any]]:
+        return [*self._gatekeeper.files, *([] if self.tls is None else [self.tls.files])]
+
+    def _faulty(self) -> dict[str, bool]:
+        return {str(path): files.fault is not None for files in self._files() for path in files.paths}
+
     def _serve_probes(self) -> None:
         """Before the data directory is read: that can take long, and probes want to know that it goes on."""
         settings = self._settings
@@ -163,7 +172,9 @@ class Server:
         self._disk = DiskWatch(settings.data_dir, store)
         self._pulse.watch(store, self._disk)
         certificates = dict if self.tls is None else self.tls.certificate_expiries
-        self._metrics.watch(store, self._disk, self._catalog, self._pulse, self.facts, certificates)
+        self._metrics.watch(
+            store, self._disk, self._catalog, self._pulse, self.facts, certificates, self._faulty
+        )
 
     @property
     def address(self) -> str:
@@ -249,6 +260,14 @@ class Server:
         if self._keeper is not None:
             self._keeper.update()
         self._watch = asyncio.create_task(self._watch_health())
+        self._look = asyncio.create_task(self._watch_files())
+
+    async def _watch_files(self) -> None:
+        """So that a faulty one is told of also where nobody calls. Not on the loop: a file system may hang."""
+        while True:
+            for files in self._files():
+                await self._loop.run_in_executor(self._calls, files.current)
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _watch_health(self) -> None:
         while True:
@@ -264,8 +283,9 @@ class Server:
                 self._told[name] = status
 
     async def _refuse(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
+        for task in (self._watch, self._look):
+            if task is not None:
+                task.cancel()
         await self._report_health()
 
     async def _stop(self) -> None:

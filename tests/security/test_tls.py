@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 import grpc
 import pytest
@@ -207,3 +208,30 @@ def test_a_daemon_logs_json_alone_also_where_a_handshake_fails(tmp_path, files):
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     [serving] = [line for line in lines if line["event"] == "serving"]
     assert (serving["tls"], serving["access"], serving["http"], serving["health"]) == ("on", None, None, None)
+
+
+def test_a_faulty_file_is_noticed_where_nobody_calls(tmp_path, files):
+    access = tmp_path / "access.toml"
+    access.write_text("")
+    settings = files.settings() | {"access": access, "http": "127.0.0.1:0"}
+    with serving(tmp_path / "data", **settings) as server:
+
+        def faulty():
+            with urllib.request.urlopen(f"http://{server.http_address}/metrics", timeout=20) as page:
+                lines = [line for line in page.read().decode().splitlines() if "file_not_reloaded{" in line]
+            return {line.split('"')[1] for line in lines if line.endswith(" 1.0")}, len(lines)
+
+        def becomes(expected):
+            deadline = time.monotonic() + 30
+            while faulty() != (expected, 3):
+                assert time.monotonic() < deadline, faulty()
+                time.sleep(0.1)
+
+        becomes(set())
+        replace(access, b"no table")
+        becomes({str(access)})
+        replace(files.key, b"no key")
+        becomes({str(access), str(files.cert), str(files.key)})
+        replace(access, b"")
+        files.issue_server()
+        becomes(set())

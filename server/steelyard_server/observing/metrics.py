@@ -52,11 +52,13 @@ class Metrics:
         pulse: Pulse,
         facts: Facts,
         certificates: Callable[[], Mapping[str, float]] = dict,
+        faulty: Callable[[], Mapping[str, bool]] = dict,
     ) -> None:
-        """`certificates` gives the end of each certificate file, seconds since 1970; it must not read files."""
+        """`certificates` gives the end of each certificate file, seconds since 1970; `faulty`, of each
+        file that is read again, whether what it holds now is not in force. They must not read files."""
         store.on_commit = self.commits.observe
         self.registry.register(_State(self.version, store, disk, catalog, pulse))
-        self.registry.register(_Seldom(facts, certificates))
+        self.registry.register(_Seldom(facts, certificates, faulty))
         self.registry.register(RunMetrics(catalog))
 
 
@@ -116,9 +118,15 @@ class _State(Collector):
 
 
 class _Seldom(Collector):
-    def __init__(self, facts: Facts, certificates: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        certificates: Callable[[], Mapping[str, float]],
+        faulty: Callable[[], Mapping[str, bool]],
+    ) -> None:
         self._facts = facts
         self._certificates = certificates
+        self._faulty = faulty
 
     def describe(self) -> Iterable[Metric]:
         return Families(_read(*KEEPING, *SECURITY)).all.values()
@@ -132,6 +140,8 @@ class _Seldom(Collector):
             families.put("steelyard_restore_verified_timestamp_seconds", facts.restore_verified_at)
         for file, ends in self._certificates().items():
             families.put("steelyard_certificate_expiry_timestamp_seconds", ends, file=file)
+        for file, is_faulty in self._faulty().items():
+            families.put("steelyard_file_not_reloaded", int(is_faulty), file=file)
         return families.all.values()
 
 

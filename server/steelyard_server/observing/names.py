@@ -230,6 +230,13 @@ SECURITY = (
         ("file",),
         False,
     ),
+    Name(
+        "steelyard_file_not_reloaded",
+        "gauge",
+        "1 where what a file holds now could not be taken, and what it held before is in force.",
+        ("file",),
+        False,
+    ),
     Name("steelyard_auth_failures_total", "counter", "Calls refused for who calls.", ("reason",), False),
     Name(
         "steelyard_quota_refused_total",

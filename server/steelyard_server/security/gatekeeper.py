@@ -73,6 +73,10 @@ class Gatekeeper:
             _warn_of_ways(self._table.current(), settings)
 
     @property
+    def files(self) -> list[Watched[Any]]:
+        return [] if self._table is None else [self._table]
+
+    @property
     def guards(self) -> bool:
         return self._table is not None
 

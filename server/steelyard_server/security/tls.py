@@ -54,6 +54,10 @@ class Tls:
         """By file, the Unix time at which the first of its certificates in force expires."""
         return dict(self._files.current().expiries)
 
+    @property
+    def files(self) -> Watched[Any]:
+        return self._files
+
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """For each handshake; None: as before. gRPC calls it on threads of its own and does not survive its raising."""
         try:
