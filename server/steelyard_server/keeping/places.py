@@ -32,6 +32,8 @@ VERIFIED = "verified.json"
 """Beside a manifest: that a restore of this backup was verified, and when."""
 
 _PREFIX = "backup-"
+_UNNAMED = "00000000"
+"""Of a backup whose store had no name yet."""
 _PARTIAL = ".partial-"
 _SYNC_EVERY = 8 << 20
 """Bytes after which a file on this machine is synced, so that no commit waits for the whole of it at once."""
@@ -139,6 +141,9 @@ def backup_at(source: str) -> tuple[Place, str]:
             f"{place.where} holds no whole backup: none of what is there has a {manifest.FILE}"
         )
     newest = {store_of(name): name for name in names}
+    # A store got its name when a newer server first opened it: what it was before is no other store.
+    if names[-1] != newest.get(_UNNAMED):
+        newest.pop(_UNNAMED, None)
     if len(newest) > 1:
         raise RefusedError(
             f"{place.where} holds backups of {len(newest)} stores; say which: the newest of each are "
