@@ -6,7 +6,8 @@
 #   make bench   benchmarks
 #   make peers   what some of them are held against, each into an environment of its own; optional, 8 GB
 #   make plots   two pictures of what make bench found
-#   make faults [ONLY="disk full" ROUNDS=20 MINUTES=5]   disturb servers under load, and write tests/robustness/README.md
+#   make faults [ONLY="disk full" ROUNDS=20 MINUTES=5 KEEP=1]   disturb servers under load; KEEP: and write
+#                tests/robustness/README.md, as with make soak and make powercut
 #   make fuzz MINUTES=15   fuzz every handler; with atheris where it has a wheel for this Python (3.11 to 3.13, Linux)
 #   make gen     generate code from proto/, METHODS.md from the methods, and METRICS.md
 #   make monitoring   the alert rules and the dashboard
@@ -66,7 +67,7 @@ crash: $(VENV)/ready
 
 faults: $(VENV)/ready kernels
 	$(PY) tests/robustness/faults/run.py $(if $(ONLY),--only "$(ONLY)") $(if $(ROUNDS),--rounds $(ROUNDS)) \
-		$(if $(filter command line,$(origin MINUTES)),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+		$(if $(filter command line,$(origin MINUTES)),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep)
 
 monitoring: $(PROMTOOL) $(VENV)/ready
 	$(PROMTOOL) check rules $(MONITORING)/rules.yaml
@@ -101,10 +102,10 @@ fuzz: $(VENV)/ready
 	$(PY) tests/robustness/fuzz/run.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 powercut: $(VENV)/ready
-	$(PY) tests/robustness/faults/run.py --only "power cut" $(if $(ROUNDS),--rounds $(ROUNDS))
+	$(PY) tests/robustness/faults/run.py --only "power cut" $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(KEEP),--keep)
 
 soak: $(VENV)/ready kernels
-	SOAK_MINUTES=$(MINUTES) $(PY) tests/robustness/faults/run.py --only soak
+	SOAK_MINUTES=$(MINUTES) $(PY) tests/robustness/faults/run.py --only soak $(if $(KEEP),--keep)
 
 # Compiles them once, so that no test or measurement waits for it; nothing is done where that was.
 kernels: $(VENV)/ready

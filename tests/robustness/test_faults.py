@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.robustness.faults import table
+from tests.robustness.faults import outcome, table
 from tests.robustness.faults.model import Model
 from tests.robustness.faults.outcome import Outcome
-from tests.robustness.faults.registry import Bench, Broken, CannotBeTried, Fault, faults
+from tests.robustness.faults.registry import Bench, Broken, CannotBeTried, Fault, Round, faults
 from tests.robustness.faults.scene import FIELDS, Scene
 from tests.robustness.faults.told import Told
 
@@ -81,3 +83,23 @@ def test_a_model_without_a_fault_agrees_with_itself() -> None:
     first._advance(drawn=12, reported=9)
     told = [Told(0.0, step, digest, 0) for step, digest in enumerate(first._digests)]
     second.check_told(told)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_round_goes_into_the_score_where_that_is_asked_for_alone(
+    keep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(outcome.ROOT)  # the module puts it there, in place of its own folder
+    run = importlib.import_module("tests.robustness.faults.run")
+    score = tmp_path / "score.jsonl"
+    monkeypatch.setattr(outcome, "SCORE", score)
+    one = Fault("calm", "nothing", "holds", 2, False, lambda bench: iter_rounds())
+    given = ["run.py", "--folder", str(tmp_path / "files"), *(["--keep"] if keep else [])]
+    monkeypatch.setattr(sys, "argv", given)
+    assert run._play(one, run._options())
+    assert [kept.fault for kept in outcome.read(score)] == ["calm", "calm"] * keep
+
+
+def iter_rounds() -> Iterator[Round]:
+    while True:
+        yield Round(1.0)

@@ -71,6 +71,6 @@ def read(path: Path = SCORE) -> list[Outcome]:
     return [Outcome(**json.loads(line)) for line in path.read_text().splitlines() if line]
 
 
-def append(one: Outcome, path: Path = SCORE) -> None:
-    with path.open("a") as file:
+def append(one: Outcome, path: Path | None = None) -> None:
+    with (path or SCORE).open("a") as file:
         file.write(one.line() + "\n")

@@ -37,6 +37,9 @@ SIMULATED_SECONDS = 1.0
 )
 def soak(bench: Bench) -> Iterator[Round]:
     seconds = 6.0 if bench.short else MINUTES * 60
+    print(
+        f"soak: trains for {seconds / 60:g} minutes, then folds the same run again, about as long", flush=True
+    )
     fields = {"retain_steps": RETAINED}
     with Scene(bench, fields=fields, checkpoint_interval_seconds=10, log_level="warning") as scene:
         while True:

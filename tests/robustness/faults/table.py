@@ -10,7 +10,7 @@ from tests.robustness.faults.outcome import ROOT, Outcome, read
 from tests.robustness.faults.registry import Fault, faults
 
 README = ROOT / "tests" / "robustness" / "README.md"
-BEGIN, END = "<!-- the score: written by make faults -->\n", "<!-- the end of the score -->\n"
+BEGIN, END = "<!-- the score: written by make faults KEEP=1 -->\n", "<!-- the end of the score -->\n"
 
 
 def write(path: Path = README) -> None:
