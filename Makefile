@@ -37,7 +37,7 @@ MONITORING := deploy/monitoring
 UV := uv==0.13.9
 LOCKING := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
-JOBS ?= 2
+JOBS ?= 3
 MINUTES ?= 5
 SOURCES := client server tests proto $(wildcard trainer_example deploy)
 
