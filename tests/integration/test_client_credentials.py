@@ -383,7 +383,7 @@ def test_the_verbs_and_the_lines_of_the_readme_work_over_tls(secured, authority,
     by_flags = ask(flags)
     assert (by_flags.returncode, [one["name"] for one in json.loads(by_flags.stdout)]) == (0, ["r"])
     variables = {f"STEELYARD_{name.upper().replace('-', '_')}": value for name, value in flags.items()}
-    assert ask({}, **variables).stdout == by_flags.stdout
+    assert json.loads(ask({}, **variables).stdout) == json.loads(by_flags.stdout)
     token.write_text("another-secret\n")
     refused = ask(flags)
     assert refused.returncode != 0
