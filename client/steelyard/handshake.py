@@ -11,6 +11,8 @@ from steelyard.errors import InvalidArgument
 
 # What never left this process begins so: whatever was asked for may be asked for again.
 NOT_CONNECTED = "failed to connect to all addresses"
+UNTOLD = "metadata from plugin failed"
+"""gRPC's words for a call that was not made, because its token could not be read."""
 
 
 def channel_credentials(credentials: Credentials | None, address: str) -> grpc.ChannelCredentials | None:
@@ -121,12 +123,22 @@ def token_of(credentials: Credentials) -> str:
         token, whence = credentials.token.strip(), "token"
     else:
         whence = f"token_file {credentials.token_file}"
-        content = _read("token_file", credentials.token_file) or b""
+        try:
+            content = _read("token_file", credentials.token_file) or b""
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{error}; expected one line with a token") from None
         token = content.decode("ascii", "replace").strip()
     # Anything else could not travel in a header, and gRPC's message would show it.
     if not token or not all("!" <= letter <= "~" for letter in token):
         raise InvalidArgument(f"credentials: {whence}: expected one token of visible ASCII characters")
     return token
+
+
+def check_token(credentials: Credentials | None) -> None:
+    """InvalidArgument where a call could show no token: before it is made, because gRPC takes what fails there for a
+    fault of the connection."""
+    if credentials is not None and credentials.has_token:
+        token_of(credentials)
 
 
 def _read(name: str, path: object) -> bytes | None:

@@ -7,6 +7,7 @@ is done.
 
 from __future__ import annotations
 
+import logging
 import queue
 import random
 import threading
@@ -29,8 +30,11 @@ from steelyard.errors import (
     Unavailable,
     from_rpc_error,
 )
+from steelyard.handshake import check_token
 from steelyard.messages import Outgoing, ReportParts, request_of
 from steelyard.v1 import trainer_pb2, trainer_pb2_grpc
+
+_LOG = logging.getLogger("steelyard")
 
 _FIRST_DELAY = 0.05
 _LAST_DELAY = 2.0
@@ -146,13 +150,13 @@ class Stream:
     def _serve(self) -> SteelyardError | None:
         """Connects until the stream is over, and returns how it ended. Raises what the owner raised."""
         delay, doubtful, strange = _FIRST_DELAY, 0, 0
-        down_since = time.monotonic()
+        down_since, told = time.monotonic(), False
         while True:
             error = self._connect_once()
             if self._stop.is_set() or self._leaving:
                 return None
             if self._answered:
-                down_since = time.monotonic()
+                down_since, told = time.monotonic(), False
             if self._progress:
                 delay, doubtful = _FIRST_DELAY, 0
             down = time.monotonic() - down_since
@@ -164,16 +168,39 @@ class Stream:
                 or error.retry_after is not None
                 or (self._served and isinstance(error, _RENEWED) and down < _RENEWED_SECONDS)
             )
+            refused = self._served and isinstance(error, _RENEWED)
             if not again and not self._owner.may_pass(error):
-                return error
+                return self._given_up(error, down) if refused else error
             if again and down > self._reconnect_timeout:
                 return Unavailable(
                     f"{self._purpose}: gave up after {down:.0f} s of trying to reach it; last error: {error}"
                 )
             self._owner.broke(error)
+            if refused and not told:
+                told = True
+                self._warn(error, min(_RENEWED_SECONDS, self._reconnect_timeout) - down)
             if self._stop.wait(max(delay * _JITTER.uniform(0.5, 1.0), error.retry_after or 0.0)):
                 return None
             delay = min(2 * delay, _LAST_DELAY)
+
+    def _warn(self, error: SteelyardError, left: float) -> None:
+        text = "%s: %s. Trying again for %.0f s at most, in case that %s is renewed"
+        _LOG.warning(text, self._purpose, error, left, self._shown())
+
+    def _given_up(self, error: SteelyardError, down: float) -> SteelyardError:
+        return type(error)(
+            f"{self._purpose}: {error}. Tried again for {down:.0f} s, in case that {self._shown()} was renewed",
+            code=error.code,
+        )
+
+    def _shown(self) -> str:
+        """By what the server knows this client."""
+        mine = self._credentials
+        if mine is None or not (mine.has_token or mine.cert):
+            return "what the server knows of this client"
+        if mine.token is not None:
+            return "the token that was given"
+        return f"token_file {mine.token_file}" if mine.token_file else f"cert {mine.cert}"
 
     def _connect_once(self) -> SteelyardError:
         """Serves one connection until it ends, and returns with what. Raises what the owner raised."""
@@ -181,6 +208,7 @@ class Stream:
         outbox: queue.SimpleQueue[Outgoing | None] = queue.SimpleQueue()
         outbox.put(self._owner.joining())
         try:
+            check_token(self._credentials)
             channel = _CHANNELS.take(self._address, self._purpose, self._credentials)
         except InvalidArgument as error:  # credentials: files that cannot be read, or are no good
             return error

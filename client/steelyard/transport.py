@@ -23,13 +23,14 @@ from steelyard.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     HandshakeFailed,
+    InvalidArgument,
     PermissionDenied,
     ResourceExhausted,
     SteelyardError,
     Unavailable,
     Unimplemented,
 )
-from steelyard.handshake import NOT_CONNECTED
+from steelyard.handshake import NOT_CONNECTED, UNTOLD, check_token
 from steelyard.v1 import (
     admin_pb2_grpc,
     datasets_pb2_grpc,
@@ -191,6 +192,7 @@ class Transport:
         pauses, handshakes = _pauses(), 0
         refused: ResourceExhausted | None = None
         while True:
+            self._await_token(purpose, deadline)
             try:
                 left = max(deadline - time.monotonic(), 0.001)
                 return self._try(method, request, purpose, own, left)
@@ -203,7 +205,8 @@ class Transport:
                 unanswered = repeatable and (
                     error.code == _LET_GO or any(words in str(error) for words in _ENDED)
                 )
-                if not unanswered and NOT_CONNECTED not in str(error):
+                unsent = NOT_CONNECTED in str(error) or UNTOLD in str(error)
+                if not unanswered and not unsent:
                     raise
                 handshakes, pause = 0, next(pauses)
                 if time.monotonic() + pause > deadline:
@@ -220,6 +223,19 @@ class Transport:
                 pause = max(error.retry_after, next(pauses))
                 if time.monotonic() + pause > deadline:
                     raise
+            time.sleep(pause)
+
+    def _await_token(self, purpose: str, deadline: float) -> None:
+        """InvalidArgument where there is none to show. Where the server has answered before, its file may be in the
+        middle of being replaced, and is waited for."""
+        pauses = _pauses()
+        while True:
+            try:
+                return check_token(self.credentials)
+            except InvalidArgument as error:
+                pause = next(pauses)
+                if not self._proven or time.monotonic() + pause > deadline:
+                    raise InvalidArgument(f"{purpose}: {error}") from None
             time.sleep(pause)
 
     def close(self) -> None:

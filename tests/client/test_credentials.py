@@ -92,3 +92,16 @@ def test_a_token_is_read_anew_and_what_is_none_is_refused_without_being_shown(tm
         with pytest.raises(steelyard.InvalidArgument, match="expected one token of visible ASCII") as refused:
             token_of(one)
         assert not bad or bad not in str(refused.value)
+
+
+def test_a_token_file_that_holds_none_is_told_at_once_and_nothing_is_dialled(tmp_path):
+    """Nobody listens there: whoever dialled would be told that."""
+    file = tmp_path / "token"
+    with steelyard.connect("127.0.0.1:1", credentials=Credentials(token_file=file, tls=True)) as client:
+        run = steelyard.Run(client, "r")
+        for words in (f"listing the runs: credentials: token_file: cannot read {file}", "expected one token"):
+            with pytest.raises(steelyard.InvalidArgument, match=words):
+                client.list_runs()
+            with pytest.raises(steelyard.InvalidArgument, match=words.removeprefix("listing the runs: ")):
+                run.join()
+            file.write_text("")

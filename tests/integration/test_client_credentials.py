@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,7 @@ import pytest
 import trustme
 
 import steelyard
-from steelyard import Credentials
+from steelyard import Credentials, stream
 from steelyard_server.config import Settings
 from steelyard_server.server import Server
 
@@ -235,6 +236,8 @@ def test_certificates_and_the_authority_change_while_a_trainer_works_and_it_sees
         old, new = authority.ca, trustme.CA()
         for file in (clients, trusted):
             write(Path(file), old.cert_pem, new.cert_pem)
+        # The trainer's next connection, by which it knows the new authority: at this pace 20 steps may come before.
+        time.sleep(1.5)
         goes_on()
         authority.ca = new
         authority.issue("127.0.0.1", "server")
@@ -290,6 +293,49 @@ def test_a_token_is_shown_with_every_call_and_a_renewed_one_counts_at_once(
             session.report(session.next(), np.ones(8))
             session.flush()
             assert run.stats().reported_losses == 24
+
+
+def trains_on(session: steelyard.Session) -> None:
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit:
+        session.report(session.next(), np.ones(8))
+        session.flush()
+        time.sleep(0.05)
+
+
+def test_a_trainer_whose_token_is_no_good_any_more_says_so_once_and_names_the_file_at_the_end(
+    secured, authority, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(stream, "_RENEWED_SECONDS", 2.0)
+    secured.settings["access"] = access(tmp_path / "access.toml", "first")
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    address = secured.start()
+    with steelyard.connect(address, credentials=Credentials(ca=authority.file, token_file=file)) as client:
+        run = run_of(client)
+        session = run.join()
+        access(tmp_path / "access.toml", "second")
+        named = f"in case that token_file {file} was renewed"
+        with pytest.raises(steelyard.Unauthenticated, match=rf"Tried again for \d s, {named}"):
+            trains_on(session)
+        warned = [one.getMessage() for one in caplog.records if "in case that token_file" in one.getMessage()]
+        assert len(warned) == 1
+        assert "expected credentials that this server knows" in warned[0]
+        assert "Trying again for 2 s at most" in warned[0]
+
+
+def test_a_token_file_that_is_gone_for_a_moment_is_waited_for(secured, authority, tmp_path):
+    secured.settings["access"] = access(tmp_path / "access.toml", "t")
+    file = tmp_path / "token"
+    file.write_text("t")
+    credentials = Credentials(ca=authority.file, token_file=file)
+    with steelyard.connect(secured.start(), credentials=credentials, timeout=30) as client:
+        client.list_runs()
+        file.unlink()
+        back = threading.Timer(1.0, file.write_text, ["t"])
+        back.start()
+        assert client.list_runs() == []
+        back.join()
 
 
 def test_who_is_over_a_quota_waits_and_goes_on(secured, authority, tmp_path):

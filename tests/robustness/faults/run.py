@@ -131,4 +131,7 @@ def _options() -> argparse.Namespace:
 if __name__ == "__main__":
     # So that what was started ends with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("ended from outside, before the round was over: nothing is known of it")
