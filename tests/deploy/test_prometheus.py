@@ -46,7 +46,7 @@ class Prometheus:
     def answers(self) -> bool:
         try:
             return bool(self.ask("query", query="1"))
-        except OSError:
+        except (OSError, AssertionError):  # it is not there yet, or still starts (503)
             return False
 
     def series(self, query: str) -> list[Any]:

@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "twin")]
-# Compiled kernels are no bytecode that could be watched, and the plain ones do the same to the last bit.
-os.environ.setdefault("STEELYARD_KERNELS", "numpy")
+# Not where a test imports it: what is set there holds for all tests of its process.
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "twin")]
+    # Compiled kernels are no bytecode that could be watched, and the plain ones do the same to the last bit.
+    os.environ.setdefault("STEELYARD_KERNELS", "numpy")
 
 if TYPE_CHECKING:
     from tests.robustness.fuzz.world import World
