@@ -36,9 +36,10 @@ def test_a_restart_that_replayed_much_makes_a_checkpoint_and_the_next_one_replay
         process.start()
         train(run, 1)
         replayed = [int(line.split("replayed_bytes=")[1].split()[0]) for line in log_of(tmp_path)]
-    first, second = replayed[-2:]
+    # A start that has nothing to replay says nothing.
+    first, *second = replayed
     assert first > 1 << 17
-    assert second < first / 4
+    assert sum(second) < first / 4
 
 
 def log_of(directory: Path) -> list[str]:
