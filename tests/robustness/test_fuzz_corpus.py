@@ -28,9 +28,19 @@ from tests.robustness.fuzz.world import BYSTANDER, FindingError, World
 pytestmark = pytest.mark.xdist_group("fuzz")
 
 
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """The fuzzer silences the server's log in its process; the tests that follow here read it."""
+    log = logging.getLogger("steelyard_server")
+    before = log.level
+    # Not by the attribute: loggers remember what is enabled.
+    log.setLevel(logging.CRITICAL + 1)
+    yield
+    log.setLevel(before)
+
+
 @pytest.fixture
-def worlds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], World]]:
-    monkeypatch.setattr(logging.getLogger("steelyard_server"), "level", logging.CRITICAL + 1)
+def worlds(tmp_path: Path) -> Iterator[Callable[[], World]]:
     made: list[World] = []
 
     def make() -> World:
