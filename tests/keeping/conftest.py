@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,11 @@ import numpy as np
 import pytest
 
 import steelyard
+from steelyard_server.disk.v1 import checkpoints_pb2
+from steelyard_server.history.ops import Table, prefix_range, u64
+from steelyard_server.history.registry import Registry
+from steelyard_server.history.sealed import seal, unseal
+from steelyard_server.history.store import Store
 from steelyard_server.keeping.manifest import Manifest
 from steelyard_server.keeping.places import place_at
 from steelyard_server.keeping.writing import write_backup
@@ -74,3 +80,21 @@ def backed_up(store_dir: Path, tmp_path: Path) -> tuple[Path, Manifest]:
     place = tmp_path / "backups"
     size = (store_dir / "data.mdb").stat().st_size
     return place, write_backup(store_dir, place_at(str(place)), shared=False, part_bytes=size // 3 + 1)
+
+
+@pytest.fixture
+def astray(store_dir: Path) -> Path:
+    """That store with a checkpoint of another state than its journal leads to, all checksums right: what only a replay
+    can tell."""
+    store = Store.open(store_dir)
+    run = Registry(store).run("plain")
+    assert run is not None
+    found = store.last_of(Table.CHECKPOINTS, [prefix_range(u64(run.run_id))])[0]
+    assert found is not None
+    row = checkpoints_pb2.Checkpoint.FromString(unseal("", *found))
+    meta = json.loads(row.meta_json)
+    meta["counters"]["reported_losses"] = 5
+    row.meta_json = json.dumps(meta, sort_keys=True, separators=(",", ":"))
+    store.commit([seal(Table.CHECKPOINTS, found[0], row.SerializeToString(deterministic=True))])
+    store.close()
+    return store_dir

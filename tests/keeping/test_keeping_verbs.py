@@ -64,6 +64,24 @@ def test_the_exit_status_tells_damage_from_what_could_not_be_checked(store_dir: 
     )
 
 
+def test_a_backup_is_checked_as_deep_as_is_asked_for(astray: Path, tmp_path: Path) -> None:
+    place = tmp_path / "backups"
+    made = typed("backup", "--data-dir", astray, "--to", place)
+    assert typed("check", "--backup", place)["report"]["name"] == made["name"]
+    [found] = typed("check", "--backup", place, "--deep", status=1)["findings"]
+    assert "replaying the journal up to it gives another state" in found["what"]
+
+
+def test_a_check_that_is_not_given_the_time_says_so_and_nothing_of_damage(
+    store_dir: Path, tmp_path: Path
+) -> None:
+    typed("backup", "--data-dir", store_dir, "--to", tmp_path / "backups")
+    for what in ("--backup", tmp_path / "backups"), ("--data-dir", store_dir):
+        done = CliRunner().invoke(cli, ["check", *map(str, what), "--timeout", "0.01"])
+        assert done.exit_code == 2, done.output
+        assert "was broken off" in done.stderr
+
+
 def test_a_server_tells_of_its_backups_and_of_a_drill_by_somebody_else(
     tmp_path: Path, eventually: Any
 ) -> None:

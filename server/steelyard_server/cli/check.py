@@ -23,7 +23,7 @@ from steelyard_server.cli.options import (
     print_json,
 )
 from steelyard_server.history.errors import StoreError
-from steelyard_server.keeping.errors import KeepingError, NotWholeError
+from steelyard_server.keeping.errors import BrokenOffError, DiedError, KeepingError, NotWholeError
 
 
 def check(
@@ -80,8 +80,10 @@ def _checked_here(
     from steelyard_server.keeping.restoring import verify
 
     try:
-        made = verify(backup)
-    except NotWholeError as error:
+        made = verify(backup, deep=deep, seconds=timeout)
+    except BrokenOffError:
+        raise
+    except (NotWholeError, DiedError) as error:
         return [
             {"severity": "damage", "where": backup, "what": str(error), "remedy": "use another backup"}
         ], {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import weakref
@@ -28,8 +29,10 @@ class LockFile:
             raise StoreBusy(
                 f"{directory} is held by process {holder}; one process at a time may open it"
             ) from None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+        # Who holds it is told as a courtesy: a disk that is full keeps nobody out.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
         _held.add(self)
 
     def release(self) -> None:

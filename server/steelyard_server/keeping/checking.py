@@ -411,4 +411,6 @@ def held_by(directory: Path) -> str | None:
         LockFile(directory).release()
     except StoreBusy as busy:
         return str(busy)
+    except OSError:  # of a folder that cannot be written to, which nobody serves
+        return None
     return None

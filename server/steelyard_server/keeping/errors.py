@@ -4,7 +4,8 @@ KeepingError
 ├── NotWholeError   a backup is not all there, or not what its manifest says: it is not used
 ├── RefusedError    what was asked would overwrite something, or is not allowed: nothing was done
 ├── BusyError       the like of it is under way already
-└── DiedError       the process that did it died, or took too long
+└── DiedError       the process that did it died
+    └── BrokenOffError  it took too long, or was ended on purpose: nothing is known of what it looked at
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ class BusyError(KeepingError):
 
 class DiedError(KeepingError):
     """The process that did the work ended otherwise than by saying how it went."""
+
+
+class BrokenOffError(DiedError):
+    """The work was ended before it was done."""
 
 
 KINDS: dict[str, type[KeepingError]] = {

@@ -9,7 +9,7 @@ from steelyard_server.history.creation import DATA
 from steelyard_server.history.lockfile import LockFile
 from steelyard_server.history.store import Store
 
-from .errors import DiedError, RefusedError
+from .errors import BrokenOffError, DiedError, RefusedError
 from .places import place_at
 from .work import Task
 from .writing import PART_BYTES, backup_by
@@ -46,7 +46,8 @@ def backup(directory: Path, to: str, seconds: float) -> dict[str, Any]:
 
 
 def check(directory: Path, deep: bool, seconds: float) -> tuple[list[dict[str, str]], dict[str, Any]]:
-    """(findings, report) of a folder, nothing of which is changed but its lock file. StoreBusy: a server holds it."""
+    """(findings, report) of a folder, nothing of which is changed but its lock file. StoreBusy: a server holds it.
+    BrokenOffError: it took longer than `seconds`, which says nothing of the folder."""
     _must_hold_a_store(directory)
     findings: list[dict[str, str]] = []
 
@@ -60,6 +61,8 @@ def check(directory: Path, deep: bool, seconds: float) -> tuple[list[dict[str, s
     lock = LockFile(directory)
     try:
         report = task.run(seconds, note)
+    except BrokenOffError:
+        raise
     except DiedError as died:
         remedy = "restore a backup (`steelyard restore`)"
         findings.append(

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .errors import KINDS, DiedError, KeepingError
+from .errors import KINDS, BrokenOffError, DiedError, KeepingError
 
 _MOST_COMPLAINT = 2000
 _POLL_SECONDS = 0.2
@@ -44,7 +44,8 @@ class Task:
 
     def run(self, seconds: float, said: Said = lambda _: None, watch: Watch = lambda: "") -> Any:
         """Its result. `said` is called for what it says as it goes on. KeepingError: what it failed by; DiedError where
-        it died, took longer than `seconds`, or `watch` gave a reason to break it off; it is asked all the time."""
+        it died; BrokenOffError where it took longer than `seconds`, was stopped, or `watch` gave a reason to break it
+        off; it is asked all the time."""
         result: Any = None
         for kind, value in self.lines(seconds, watch):
             if kind == "said":
@@ -117,12 +118,12 @@ class Task:
     ) -> str | None:
         while True:
             if self._stopped.is_set():
-                raise DiedError(f"{self._what} was broken off")
+                raise BrokenOffError(f"{self._what} was broken off")
             if reason := watch():
-                raise DiedError(f"{self._what} was broken off: {reason}")
+                raise BrokenOffError(f"{self._what} was broken off: {reason}")
             left = deadline - time.monotonic()
             if left <= 0:
-                raise DiedError(f"{self._what} did not end within {seconds:.0f} s and was broken off")
+                raise BrokenOffError(f"{self._what} did not end within {round(seconds, 1):g} s and was broken off")
             try:
                 return lines.get(timeout=min(left, _POLL_SECONDS))
             except queue.Empty:
