@@ -269,5 +269,5 @@ def explained(error: SteelyardError, address: str, purpose: str, timeout: float)
     else:
         return error
     whole = type(error)(text, code=error.code)
-    whole.retry_after = error.retry_after
+    whole.retry_after, whole.answered = error.retry_after, error.answered
     return whole

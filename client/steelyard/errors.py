@@ -44,6 +44,8 @@ class SteelyardError(Exception):
         self.code: str | None = self.default_code if code is None else code
         self.retry_after: float | None = None
         """Seconds after which the same may be asked again, where the server refused it before it did anything."""
+        self.answered = False
+        """Whether the server itself said so, and not the connection to it or who stands in between."""
 
 
 class InvalidArgument(SteelyardError, ValueError):
@@ -226,13 +228,12 @@ def from_rpc_error(error: grpc.RpcError) -> SteelyardError:
         text = f"{text} (request {request})"
     failure = from_code(status.value[0], text)
     failure.retry_after = _retry_after(status.name, text, trailers)
+    failure.answered = request is not None
     return failure
 
 
 def _retry_after(status: str, text: str, trailers: dict[str, str | bytes]) -> float | None:
-    if status != "RESOURCE_EXHAUSTED":
-        return None
     told = str(trailers.get("grpc-retry-pushback-ms", ""))
-    if told.isdecimal():
+    if told.isdecimal() and status in ("RESOURCE_EXHAUSTED", "UNAVAILABLE"):
         return int(told) / 1000
-    return 0.1 if _TOO_MANY in text else None
+    return 0.1 if status == "RESOURCE_EXHAUSTED" and _TOO_MANY in text else None

@@ -110,7 +110,7 @@ class Transport:
         client's timeout, and so is what the server had not answered when the connection ended, or when more calls
         waited than it takes. `once`: it counts when it is repeated. Where the connection ends before the answer comes,
         it is asked for again all the same, of a server that does it once; Unavailable of one that is too old for that,
-        or that was started anew meanwhile: it may have been done or not.
+        or that was started anew meanwhile, or that answers so itself: it may have been done or not.
         """
         if not once:
             return self._until(method, request, purpose, metadata(), repeatable=True)
@@ -164,10 +164,13 @@ class Transport:
                     f"{broke}; it may have been done or not; asked again: {error}"
                 ) from None
             except Unavailable as error:
-                broke = error
-                pause = next(pauses)
-                if isinstance(error, HandshakeFailed) or time.monotonic() + pause > limit:
+                pause = max(next(pauses), error.retry_after or 0.0)
+                # What the server answered it would answer again, since it does this once; unless it did nothing.
+                over = isinstance(error, HandshakeFailed) or (error.answered and error.retry_after is None)
+                if over or time.monotonic() + pause > limit:
                     raise
+                if error.retry_after is None:
+                    broke = error
             except Aborted as error:
                 if _ANEW not in str(error):
                     raise

@@ -16,6 +16,7 @@ from steelyard import wire
 from steelyard.arguments import pack_ids
 from steelyard.v1 import arrays_pb2, runs_pb2, runs_pb2_grpc, server_pb2, server_pb2_grpc
 from steelyard_server.config import Settings
+from steelyard_server.history.errors import StoreError
 from steelyard_server.security.caller import Caller, caller
 from steelyard_server.security.grants import EVERYTHING
 from steelyard_server.server import Server
@@ -197,3 +198,26 @@ def test_a_run_that_was_too_busy_to_be_deleted_is_deleted_when_that_is_asked_for
     client.delete_run("r")
     assert client.list_runs() == []
     assert not busy
+
+
+def test_what_the_server_answers_to_a_call_that_counts_is_told_at_once(aging, monkeypatch):
+    """It does the call once: asked again it would only repeat its answer, until the client's time is over."""
+    server = aging(60, 1)
+    client = steelyard.connect(server.address)
+    asked = list[str]()
+    do = Once.do
+
+    def counted(*given: Any) -> Any:
+        asked.append(given[2])
+        return do(*given)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise StoreError("the commit failed: it may have been done or not")
+
+    monkeypatch.setattr(Once, "do", counted)
+    with monkeypatch.context() as broken:
+        broken.setattr(server._catalog, "create_dataset", fails)
+        with pytest.raises(steelyard.Unavailable, match="the commit failed"):
+            client.create_dataset("d", 20)
+    assert len([name for name in asked if name.endswith("CreateDataset")]) == 1
+    client.create_dataset("d", 20)

@@ -52,7 +52,10 @@ class Unavailable(RunError):
 
 
 class NotNow(Unavailable):
-    """Nothing was done, or will be: the same may be asked for again, as if for the first time."""
+    """Nothing was done, or will be: the same may be asked for again after `retry_after` seconds, as if for the first
+    time."""
+
+    retry_after = 0.1
 
 
 class Exhausted(RunError):

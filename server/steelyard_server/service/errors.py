@@ -20,6 +20,7 @@ from steelyard_server.runs.errors import (
     Exists,
     Invalid,
     Missing,
+    NotNow,
     Superseded,
     Unavailable,
     Unready,
@@ -75,6 +76,6 @@ def trailers_of(error: BaseException) -> Trailers:
     trailers = []
     if name := get_contextvars().get("request_id"):
         trailers.append(("x-request-id", str(name)))
-    if isinstance(error, Exhausted) and error.retry_after is not None:
+    if isinstance(error, (Exhausted, NotNow)) and error.retry_after is not None:
         trailers.append(("grpc-retry-pushback-ms", str(math.ceil(1000 * error.retry_after))))
     return tuple(trailers)
