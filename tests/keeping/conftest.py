@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from steelyard_server.keeping.writing import write_backup
 
 BATCH = 8
 Train = Callable[[steelyard.Run, int], list[list[int]]]
+Mount = Callable[..., Path]
 
 
 def trained(run: steelyard.Run, steps: int) -> list[list[int]]:
@@ -98,3 +101,28 @@ def astray(store_dir: Path) -> Path:
     store.commit([seal(Table.CHECKPOINTS, found[0], row.SerializeToString(deterministic=True))])
     store.close()
     return store_dir
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """Mounts a file system at the folder of that name; where it is."""
+    with contextlib.ExitStack() as mounted:
+
+        def make(name: str, *how: str) -> Path:
+            place = tmp_path / name
+            place.mkdir(parents=True)
+            ran("mount", *how, str(place))
+            mounted.callback(subprocess.run, ["umount", "-l", str(place)], check=True, timeout=60)
+            return place
+
+        yield make
+
+
+def ran(*command: str) -> None:
+    """Skips the test where it cannot be run here."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        pytest.skip(f"{command[0]} is not installed")
+    if done.returncode:
+        pytest.skip(f"{command[0]} does not work here: {done.stderr.strip()}")

@@ -23,7 +23,7 @@ from steelyard_server.history.errors import StoreBusy
 from steelyard_server.history.lockfile import LockFile
 from steelyard_server.history.ops import Put, Table
 from steelyard_server.history.store import Store
-from steelyard_server.keeping import manifest
+from steelyard_server.keeping import manifest, offline
 from steelyard_server.keeping.errors import KeepingError, NotWholeError, RefusedError
 from steelyard_server.keeping.keeper import Keeper
 from steelyard_server.keeping.manifest import Manifest
@@ -212,6 +212,17 @@ def test_a_backup_takes_no_room_from_the_runs(tmp_path: Path) -> None:
     assert "was broken off: the store's file has grown by" in str(failed)
     store.commit([Put(Table.META, b"k1", bytes(50_000))])
     store.close()
+
+
+def test_a_backup_to_a_disk_that_is_full_fails_at_once_and_in_words(
+    store_dir: Path, tmp_path: Path, mount: Any
+) -> None:
+    """More than a pipe holds is still to be copied when the first part finds no room."""
+    assert (store_dir / "data.mdb").stat().st_size > 300_000
+    disk = mount("disk", "-t", "tmpfs", "-o", "size=64k", "tmpfs")
+    with pytest.raises(KeepingError, match="No space left on device"):
+        offline.backup(store_dir, str(disk / "backups"), 20)
+    assert list((disk / "backups").iterdir()) == []
 
 
 def test_a_place_is_shown_without_its_credentials() -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,34 +21,10 @@ from steelyard_server.keeping.errors import KeepingError, NotWholeError, Refused
 from steelyard_server.keeping.manifest import Manifest
 from steelyard_server.keeping.restoring import restore
 from steelyard_server.keeping.writing import facts
+from tests.keeping.conftest import ran
 
 BackedUp = tuple[Path, Manifest]
 Mount = Callable[..., Path]
-SECONDS = 60
-
-
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Mount]:
-    """Mounts a file system at the folder of that name; where it is."""
-    with contextlib.ExitStack() as mounted:
-
-        def make(name: str, *how: str) -> Path:
-            place = tmp_path / name
-            place.mkdir(parents=True)
-            _run("mount", *how, str(place))
-            mounted.callback(subprocess.run, ["umount", "-l", str(place)], check=True, timeout=SECONDS)
-            return place
-
-        yield make
-
-
-def _run(*command: str) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-    except FileNotFoundError:
-        pytest.skip(f"{command[0]} is not installed")
-    if done.returncode:
-        pytest.skip(f"{command[0]} does not work here: {done.stderr.strip()}")
 
 
 def _tmpfs(bytes_: int) -> tuple[str, ...]:
@@ -76,7 +51,7 @@ def test_a_volume_that_is_mounted_where_the_data_go_is_restored_to(
     image = tmp_path / "image"
     image.touch()
     os.truncate(image, 16 << 20)
-    _run("mkfs.ext4", "-q", str(image))
+    ran("mkfs.ext4", "-q", str(image))
     volume = mount("volume", "-o", "loop", str(image))
     assert _names(volume) == {"lost+found"}
     restore(str(backed_up[0]), volume)

@@ -23,12 +23,15 @@ class LockFile:
         self._descriptor = os.open(directory / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(self._descriptor)
             raise StoreBusy(
                 f"{directory} is held by process {holder}; one process at a time may open it"
             ) from None
+        except OSError:
+            os.close(self._descriptor)
+            raise
         # Who holds it is told as a courtesy: a disk that is full keeps nobody out.
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, 0)

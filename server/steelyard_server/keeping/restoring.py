@@ -64,7 +64,12 @@ def _restore_to(
     directory: Path, is_new: bool, place: Place, made: Manifest, say: Callable[[str], None]
 ) -> None:
     """To a folder that is there. Nothing is renamed from or to elsewhere: it may be a mount point."""
-    lock = LockFile(directory)
+    try:
+        lock = LockFile(directory)
+    except OSError:
+        if is_new:
+            (directory / "LOCK").unlink(missing_ok=True)
+        raise
     try:
         _check_empty(directory)
         draft = directory / RESTORING

@@ -123,7 +123,9 @@ class Task:
                 raise BrokenOffError(f"{self._what} was broken off: {reason}")
             left = deadline - time.monotonic()
             if left <= 0:
-                raise BrokenOffError(f"{self._what} did not end within {round(seconds, 1):g} s and was broken off")
+                raise BrokenOffError(
+                    f"{self._what} did not end within {round(seconds, 1):g} s and was broken off"
+                )
             try:
                 return lines.get(timeout=min(left, _POLL_SECONDS))
             except queue.Empty:

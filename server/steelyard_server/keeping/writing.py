@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def write_backup(
             runs=runs,
         )
     except BaseException:
-        place.remove(name)
+        with contextlib.suppress(Exception):  # why it failed is what is told
+            place.remove(name)
         raise
     finally:
         snapshot.close()
@@ -114,16 +116,18 @@ def _run_facts(snapshot: Snapshot, run: Run) -> RunFacts:
 
 def _write_parts(snapshot: Snapshot, place: Place, name: str, rate: float, part_bytes: int) -> list[Part]:
     parts: list[Part] = []
-    stream = _Slowly(_copied(snapshot), rate)
-    while stream.more():
-        file = f"data.{len(parts):05d}"
-        digest, size = hashlib.sha256(), 0
-        with place.writing(name, file) as out:
-            while size < part_bytes and (piece := stream.take(part_bytes - size)):
-                out.write(piece)
-                digest.update(piece)
-                size += len(piece)
-        parts.append(Part(name=file, bytes=size, sha256=digest.hexdigest()))
+    # Closed also where a write fails: the snapshot cannot be let go of while it is copied.
+    with contextlib.closing(_copied(snapshot)) as copied:
+        stream = _Slowly(copied, rate)
+        while stream.more():
+            file = f"data.{len(parts):05d}"
+            digest, size = hashlib.sha256(), 0
+            with place.writing(name, file) as out:
+                while size < part_bytes and (piece := stream.take(part_bytes - size)):
+                    out.write(piece)
+                    digest.update(piece)
+                    size += len(piece)
+            parts.append(Part(name=file, bytes=size, sha256=digest.hexdigest()))
     return parts
 
 
@@ -153,7 +157,7 @@ class _Slowly:
         return taken
 
 
-def _copied(snapshot: Snapshot) -> Iterator[bytes]:
+def _copied(snapshot: Snapshot) -> Generator[bytes, None, None]:
     """The data file as LMDB copies it, in pieces. Closing it early ends the copy."""
     source, sink = os.pipe()
     failed: list[BaseException] = []

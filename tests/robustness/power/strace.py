@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 _SECONDS = 60.0
@@ -30,12 +31,25 @@ def missing() -> str | None:
 
 
 class Attached:
-    """strace on all threads of a process, and on those that it will have."""
+    """strace on all threads of a process, and on those that it will have, and its children; without `follow` on its
+    first thread alone."""
 
-    def __init__(self, pid: int, *options: str) -> None:
+    def __init__(self, pid: int, *options: str, follow: bool = True) -> None:
+        self._pid = pid
         self._process = subprocess.Popen(
-            ["strace", "-f", "-qq", *options, "-p", str(pid)], stderr=subprocess.PIPE, text=True
+            ["strace", *(["-f"] if follow else []), "-qq", *options, "-p", str(pid)],
+            stderr=subprocess.PIPE,
+            text=True,
         )
+
+    def await_begin(self) -> None:
+        """Until it sees all that the process does from now on. RuntimeError with what strace said where it fails."""
+        deadline = time.monotonic() + _SECONDS
+        while "\nTracerPid:\t0\n" in Path(f"/proc/{self._pid}/status").read_text():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self._process.kill()
+                raise RuntimeError(f"strace did not attach: {self._process.communicate()[1]}")
+            time.sleep(0.001)
 
     def wait(self) -> None:
         """Until the process is over. RuntimeError with what strace said where it failed."""
