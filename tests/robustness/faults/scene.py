@@ -156,6 +156,10 @@ class Scene:
     def run(self) -> steelyard.Run:
         return steelyard.Run(self.client, "r")
 
+    def replace(self, trainer: Load) -> None:
+        """Another one trains in place of the one that has ended."""
+        self.trainer, self._held, self._checked = trainer, False, 0
+
     def load(self) -> float:
         """Lets the trainer go on until it had the least load for half a second, and the batches a second of that: the
         greatest that there was in six seconds where this machine gives no more."""
