@@ -22,11 +22,12 @@ from tests.robustness.faults.told import Told
 
 
 class Model:
-    """Of one run that a single trainer trains, and nobody takes back."""
+    """Of one run with a bound on its staleness, which one trainer at a time trains, and nobody takes back."""
 
     def __init__(self, name: str, fields: Mapping[str, Any], size: int) -> None:
         spec = parse_spec({"weigh": {"method": "uniform"}, **fields, "name": name, "dataset": "d"})
-        self._name = name
+        assert isinstance(spec.staleness, int)
+        self._name, self._staleness = name, spec.staleness
         self._state = RunState(RunCreated(spec.model_dump(mode="json"), size))
         self._reported = 0
         self._digests: list[int] = []
@@ -35,7 +36,9 @@ class Model:
     def check_told(self, told: Iterable[Told]) -> None:
         """Broken where a batch is another one than an undisturbed run's."""
         for one in told:
-            self._advance(drawn=one.step + 1, reported=one.step)
+            # No further: what a trainer that is killed had not heard to be acknowledged may never have been reported.
+            known = max(one.acknowledged, one.step - self._staleness)
+            self._advance(drawn=one.step + 1, reported=known)
             if self._digests[one.step] != one.digest:
                 raise Broken(
                     f"step {one.step} was served as {one.digest:016x}; undisturbed it is {self._digests[one.step]:016x}"
