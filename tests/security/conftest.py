@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import grpc
-import jwt
 import pytest
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
     load_pem_private_key,
 )
 
@@ -29,7 +26,8 @@ from steelyard.v1 import datasets_pb2_grpc, events_pb2_grpc, runs_pb2_grpc, trai
 from steelyard_server.config import Settings
 from steelyard_server.server import Server
 
-AUDIENCE = "steelyard-tests"
+from .issuer import AUDIENCE as AUDIENCE
+from .issuer import Issuer
 
 
 class Files:
@@ -151,23 +149,6 @@ def refusal(ask: Any, *args: Any, **kwargs: Any) -> tuple[str, str]:
         told = cast("grpc.Call", error)
         return told.code().name, told.details() or ""
     raise AssertionError("expected a refusal; the call was answered")
-
-
-class Issuer:
-    """Signs tokens."""
-
-    def __init__(self) -> None:
-        self.private = rsa.generate_private_key(65537, 2048)
-
-    @property
-    def public_pem(self) -> bytes:
-        return self.private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-
-    def token(self, algorithm: str = "RS256", key: Any = None, headers: Any = None, **claims: Any) -> str:
-        now = int(time.time())
-        said = {"sub": "trainer", "aud": AUDIENCE, "iat": now, "exp": now + 600, **claims}
-        said = {name: value for name, value in said.items() if value is not None}
-        return jwt.encode(said, self.private if key is None else key, algorithm, headers)
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,12 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.robustness.faults.registry import Broken
 
@@ -97,6 +100,17 @@ class Daemon:
         status = self._process.wait(END_SECONDS)
         if status != -signal.SIGKILL:
             raise Broken(f"the server ended by itself with status {status}\n{self.words()}")
+
+    def figure(self, name: str, **labels: str) -> float:
+        """The sum of what its metrics say by that name with these labels. It must have been told to serve `http`."""
+        with urllib.request.urlopen(f"http://{self.settings['http']}/metrics", timeout=END_SECONDS) as answer:
+            text = answer.read().decode()
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
     def send(self, number: int) -> None:
         assert self._process is not None

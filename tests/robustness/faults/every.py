@@ -13,4 +13,5 @@ from tests.robustness.faults import (  # noqa: F401
     rest,
     searches,
     soak,
+    strangers,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import steelyard
@@ -24,11 +24,9 @@ MIB = 1 << 20
 class Proxied(Scene):
     """The trainer reaches the server through a proxy of ours; the owner's calls go directly."""
 
-    def begin(self) -> None:
-        super().begin()
-        self.trainer.end()
+    def trained(self) -> Load:
         self.proxy = Proxy(self.server.address).__enter__()
-        self.trainer = Load(self.proxy.address, "r", self.bench.folder)
+        return Load(self.proxy.address, "r", self.bench.folder)
 
     def end(self) -> None:
         super().end()
@@ -66,6 +64,20 @@ def descriptors_left(scene: Scene, base: int, seconds: float = 60.0) -> int:
     return left
 
 
+def _broken(bench: Bench, break_: Callable[[Proxied], None]) -> Iterator[Round]:
+    """Rounds in each of which the trainer's connection is broken so."""
+    with Proxied(bench) as scene:
+        base = descriptors(scene.server.pid)
+        while True:
+            rate = scene.load()
+            break_(scene)
+            began = time.monotonic()
+            served = scene.await_batch(began).at - began
+            scene.settle()
+            descriptors_left(scene, base)
+            yield Round(rate, {"trains again, s": served})
+
+
 @fault(
     "connection reset",
     how="RST to both ends at a random moment, by a proxy",
@@ -74,17 +86,11 @@ def descriptors_left(scene: Scene, base: int, seconds: float = 60.0) -> int:
     suite=False,
 )
 def reset(bench: Bench) -> Iterator[Round]:
-    with Proxied(bench) as scene:
-        base = descriptors(scene.server.pid)
-        while True:
-            rate = scene.load()
-            time.sleep(bench.moments.uniform(0, 0.3))
-            began = time.monotonic()
-            scene.proxy.reset()
-            served = scene.await_batch(began).at - began
-            scene.settle()
-            descriptors_left(scene, base)
-            yield Round(rate, {"trains again, s": served})
+    def break_(scene: Proxied) -> None:
+        time.sleep(bench.moments.uniform(0, 0.3))
+        scene.proxy.reset()
+
+    yield from _broken(bench, break_)
 
 
 @fault(
@@ -95,21 +101,15 @@ def reset(bench: Bench) -> Iterator[Round]:
     suite=False,
 )
 def cut(bench: Bench) -> Iterator[Round]:
-    with Proxied(bench) as scene:
-        base = descriptors(scene.server.pid)
-        while True:
-            rate, cuts = scene.load(), scene.proxy.cuts
-            scene.proxy.cut_after(bench.moments.randrange(1, 60_000))
-            deadline = time.monotonic() + 30
-            while scene.proxy.cuts == cuts:
-                if time.monotonic() > deadline:
-                    raise Broken("nothing was cut: too little went over the connection")
-                time.sleep(0.01)
-            began = time.monotonic()
-            served = scene.await_batch(began).at - began
-            scene.settle()
-            descriptors_left(scene, base)
-            yield Round(rate, {"trains again, s": served})
+    def break_(scene: Proxied) -> None:
+        cuts, deadline = scene.proxy.cuts, time.monotonic() + 30
+        scene.proxy.cut_after(bench.moments.randrange(1, 60_000))
+        while scene.proxy.cuts == cuts:
+            if time.monotonic() > deadline:
+                raise Broken("nothing was cut: too little went over the connection")
+            time.sleep(0.01)
+
+    yield from _broken(bench, break_)
 
 
 @fault(

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -40,7 +41,10 @@ _PATIENCE_SECONDS = 6.0
 class Load:
     """The trainer's process."""
 
-    def __init__(self, address: str, run: str, folder: Path) -> None:
+    def __init__(
+        self, address: str, run: str, folder: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """`environment` is added to the process's: by what it is known to the server."""
         self._told, self.log = folder / f"told.{run}", folder / f"trains.{run}.log"
         self._listener = Listener(self._told)
         self.told: list[Told] = []
@@ -59,7 +63,11 @@ class Load:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                env={
+                    **os.environ,
+                    **(environment or {}),
+                    "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+                },
             )
         self._said: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=self._hear, daemon=True).start()
@@ -147,10 +155,18 @@ class Scene:
 
     def begin(self) -> None:
         self.server.start()
-        self.client = steelyard.connect(self.server.address, timeout=60)
+        self.client = steelyard.connect(self.server.address, credentials=self.owner(), timeout=60)
         self.client.create_dataset("d", self.bench.size)
         self.client.create_run("r", dataset="d", **self._fields)
-        self.trainer = Load(self.server.address, "r", self.bench.folder)
+        self.trainer = self.trained()
+
+    def owner(self) -> steelyard.Credentials | None:
+        """Of whoever made the run, and reads it."""
+        return None
+
+    def trained(self) -> Load:
+        """The trainer, which has joined."""
+        return Load(self.server.address, "r", self.bench.folder)
 
     @property
     def run(self) -> steelyard.Run:
