@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -47,7 +48,9 @@ def half(bench: Bench) -> Iterator[Round]:
                 whole = file.read_bytes()
                 at = bench.moments.randrange(len(whole))
                 flipped = whole[:at] + bytes([whole[at] ^ 1 << bench.moments.randrange(8)]) + whole[at + 1 :]
-                for spoilt in (*(whole[:size] for size in range(0, len(whole), PAGE)), flipped, None):
+                # One after the other: all at once they are gigabytes.
+                cut = (whole[:size] for size in range(0, len(whole), PAGE))
+                for spoilt in itertools.chain(cut, (flipped, None)):
                     file.unlink(missing_ok=True)
                     if spoilt is not None:
                         file.write_bytes(spoilt)

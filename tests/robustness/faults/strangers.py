@@ -322,19 +322,18 @@ def _contexts(papers: Papers, folder: Path) -> dict[str, ssl.SSLContext | None]:
     return {**found, "plaintext": None}
 
 
-def _let_in(address: str, context: ssl.SSLContext | None) -> bool:
-    """Whether the server says anything to whoever comes so, and asks. Where the handshake fails it does not."""
-    ask = (
-        noise.PREFACE
-        + noise.frame(4)
-        + noise.frame(1, 5, 1, noise.headers_of("/steelyard.v1.RunService/ListRuns"))
-    )
+_PREFACE = noise.PREFACE + noise.frame(4)
+_CALL = _PREFACE + noise.frame(1, 5, 1, noise.headers_of("/steelyard.v1.RunService/ListRuns"))
+
+
+def _let_in(address: str, context: ssl.SSLContext | None, say: bytes = _CALL) -> bool:
+    """Whether the server says anything to whoever comes so. Where the handshake fails it does not."""
     try:
         with noise.connect(address) as plain, contextlib.ExitStack() as stack:
             one: socket.socket = plain
             if context is not None:
                 one = stack.enter_context(context.wrap_socket(plain, server_hostname="127.0.0.1"))
-            one.sendall(ask)
+            one.sendall(say)
             return bool(one.recv(1))
     except TimeoutError:
         raise Broken("a stranger was neither refused nor closed within 20 s") from None
@@ -362,7 +361,7 @@ def certificates(bench: Bench) -> Iterator[Round]:
         while True:
             rate = scene.load()
             base = descriptors(scene.server.pid)
-            if not _let_in(scene.server.address, ours):
+            if not _let_in(scene.server.address, ours, _PREFACE):
                 raise Broken("one with a good certificate was refused: nothing would be tested")
             served, came = _listed(scene), Counter[str]()
             first, began = len(scene.trainer.told), time.monotonic()
