@@ -5,6 +5,7 @@
 #   DRIVER=vfs                                         storage; overlay is faster where the file system can
 #   IMAGE=localhost/steelyard                          the name of what comes out
 #   LOCK=requirements                                  what is installed; s3 has what backups to s3:// need too
+#   BACKUP_TO=s3://bucket/path                         where what came out must back up to, by the AWS_ variables given
 #   KEEP=build/image                                   where the base and the images are kept
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -6,6 +6,9 @@ CONFIG is what `buildah inspect` says of the image: its user, variables and entr
 user must be 65532. It is run without any capability, on a read-only root, with nothing to write but its data and /tmp;
 in namespaces of its own for mounts and processes, on this machine's loopback. It must answer its health check and a
 client, have compiled kernels at once, and drain when it is told to end. Needs root, for the mounts.
+
+Where $BACKUP_TO names a folder or URL it must also back up to there, and the image must read that back; variables that
+begin with AWS_ are its own then. An image with s3 (LOCK=s3) and any server of S3's kind can so be tried together.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import steelyard
 
 SECONDS = 60.0
 UID = 65532
+BACKUP_TO = os.environ.get("BACKUP_TO", "")
 START = """
     set -eu
     mount --bind {root} {root}
@@ -49,24 +53,12 @@ def main(root: Path, config: dict[str, Any]) -> int:
         data.chmod(0o777)
         port = free_port()
         arguments = ["serve", "--data-dir", "/var/lib/steelyard/data", "--listen", f"127.0.0.1:{port}"]
-        command = [*config["Env"], *config["Entrypoint"], *arguments, "--log-format", "json"]
-        script = START.format(
-            root=shlex.quote(str(root)), data=name, user=config["User"], command=shlex.join(command)
-        )
+        if BACKUP_TO:
+            arguments += ["--backup-to", BACKUP_TO]
         began = time.monotonic()
         with (data / "log").open("w+b") as log:
-            apart = [
-                "unshare",
-                "--mount",
-                "--propagation",
-                "private",
-                "--pid",
-                "--fork",
-                "--kill-child",
-                "sh",
-                "-c",
-            ]
-            child = subprocess.Popen([*apart, script], stdout=log, stderr=log)
+            serve = apart(root, data, config, [*arguments, "--log-format", "json"])
+            child = subprocess.Popen(serve, stdout=log, stderr=log)
             try:
                 seconds = ask(f"127.0.0.1:{port}", child, began)
                 server = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()[0]
@@ -83,11 +75,23 @@ def main(root: Path, config: dict[str, Any]) -> int:
                 raise
         if status or not kernels["from_cache"]:
             raise SystemExit(f"expected status 0 and kernels from the image, got {status} and {kernels}")
+        if BACKUP_TO:
+            drill = ["restore", "--from", BACKUP_TO, "--verify-only"]
+            subprocess.run(apart(root, data, config, drill), check=True, timeout=SECONDS)
     print(
         f"as uid {UID} on a read-only root: served a batch {seconds:.1f} s after its start, had the image's compiled"
         f" kernels {kernels['seconds']} s later with {spent:.1f} s of processor time in all, drained and ended with 0"
     )
     return 0
+
+
+def apart(root: Path, data: Path, config: dict[str, Any], arguments: list[str]) -> list[str]:
+    """The command that runs the image's program with these arguments, confined as a cluster would."""
+    lent = [f"{name}={value}" for name, value in os.environ.items() if BACKUP_TO and name.startswith("AWS_")]
+    command = shlex.join([*config["Env"], *lent, *config["Entrypoint"], *arguments])
+    script = START.format(root=shlex.quote(str(root)), data=data, user=config["User"], command=command)
+    spaces = ["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]
+    return ["unshare", *spaces, "sh", "-c", script]
 
 
 def ask(address: str, child: subprocess.Popen[bytes], began: float) -> float:
@@ -109,7 +113,11 @@ def ask(address: str, child: subprocess.Popen[bytes], began: float) -> float:
         with run.join() as session:
             batch = session.next()
             session.report(batch, batch.ids.astype("float32"))
-    return time.monotonic() - began
+        taken = time.monotonic() - began
+        if BACKUP_TO:
+            made = client.admin.backup(timeout=SECONDS)
+            print(f"backed up {made.bytes} bytes to {made.place}/{made.name}")
+    return taken
 
 
 def confined(process: Path) -> None:
