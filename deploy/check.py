@@ -13,9 +13,11 @@ import argparse
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +35,11 @@ RELEASE, NAMESPACE = "demo", "sampling"
 # Kinds of operators: Kubernetes' own schemas do not have them.
 FOREIGN = ("cert-manager.io/", "monitoring.coreos.com/")
 BACKUP = {"enabled": True, "to": "/backups", "existingClaim": "backups"}
+# Of a StatefulSet's spec; all else stays as it was made.
+MAY_CHANGE = {
+    *("replicas", "ordinals", "template", "updateStrategy", "revisionHistoryLimit", "minReadySeconds"),
+    "persistentVolumeClaimRetentionPolicy",
+}
 # Values that must be refused, and a word of the reason.
 REFUSED: dict[str, dict[str, Any]] = {
     "got none of them": {},
@@ -64,6 +71,15 @@ REFUSED: dict[str, dict[str, Any]] = {
     },
     "expected backup.existingClaim": {"insecure": True, "backup": {"to": "/backups"}},
     "/backup/schedule": {"insecure": True, "backup": {"schedule": "daily"}},
+    "no tls.clientCa where": {"insecure": True, "tls": {"clientCa": {"configMap": "a"}}},
+    "tls.clientCa.configMap or tls.clientCa.existingSecret": {
+        "tls": {"existingSecret": "a", "clientCa": {"configMap": "b", "existingSecret": "c"}}
+    },
+    "expected restore.from or backup.to": {"insecure": True, "restore": {"enabled": True}},
+    "/storage/folder": {"insecure": True, "storage": {"folder": "../other"}},
+    "app.kubernetes.io/name": {"insecure": True, "podLabels": {"app.kubernetes.io/name": "a"}},
+    "/fullnameOverride": {"insecure": True, "fullnameOverride": "1st.sampler"},
+    "/runAsUser": {"insecure": True, "runAsUser": 0},
     "issuerRef.name": {"tls": {"certManager": {"enabled": True}}},
 }
 
@@ -80,6 +96,20 @@ def values() -> Iterator[tuple[str, dict[str, Any]]]:
         yield path.stem, yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+def later() -> Iterator[tuple[str, dict[str, Any]]]:
+    """What a release is upgraded to: of deploy/chart/ci/later, NAME.WHAT.yaml is laid over NAME.yaml."""
+    begun = dict(values())
+    for path in sorted((DEPLOY / "chart" / "ci" / "later").glob("*.yaml")):
+        yield path.stem, merged(begun[path.stem.partition(".")[0]], yaml.safe_load(path.read_text("utf-8")))
+
+
+def merged(base: Any, over: Any) -> Any:
+    """As Helm lays values over values: maps by their keys, anything else as a whole."""
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return over
+    return {**base, **{key: merged(base.get(key), value) for key, value in over.items()}}
+
+
 def lint(out: Path) -> str:
     for name, given in values():
         report = helm_python.lint(str(CHART), given, strict=True, namespace=NAMESPACE)
@@ -90,19 +120,56 @@ def lint(out: Path) -> str:
 
 
 def render(out: Path) -> str:
-    """Manifests, and the notes beside them."""
+    """Manifests, and the notes beside them: of each file of values, and of what releases are upgraded to."""
+    for path in out.glob("*.*"):
+        path.unlink()
     with helm_python.Chart.load(str(CHART)) as chart:
         for name, given in values():
-            files = chart.render(given, name=RELEASE, namespace=NAMESPACE)
-            texts = {Path(path).name: text for path, text in files.items()}
-            (out / f"{name}.txt").write_text(texts.pop("NOTES.txt"), encoding="utf-8")
-            manifests = [text.strip() for text in texts.values() if text.strip()]
-            whole = "---\n" + "\n---\n".join(manifests) + "\n"
-            (out / f"{name}.yaml").write_text(whole, encoding="utf-8")
-            # For whoever reads no YAML.
-            documents = [document for document in yaml.safe_load_all(whole) if document]
-            (out / f"{name}.json").write_text(json.dumps(documents, indent=1), encoding="utf-8")
-    return f"{len(list(values()))} files of values"
+            written(out, name, chart.render(given, name=RELEASE, namespace=NAMESPACE))
+    with tempfile.TemporaryDirectory() as folder:
+        newer = Path(shutil.copytree(CHART, Path(folder) / CHART.name))
+        text = (newer / "Chart.yaml").read_text(encoding="utf-8")
+        text = re.sub(r'^(version|appVersion): "?[^"\n]+"?$', r'\1: "99.0.0"', text, flags=re.MULTILINE)
+        (newer / "Chart.yaml").write_text(text, encoding="utf-8")
+        with helm_python.Chart.load(str(newer)) as chart:
+            for name, given in later():
+                written(out, name, chart.render(given, name=RELEASE, namespace=NAMESPACE))
+    return f"{len([*values(), *later()])} files of values"
+
+
+def written(out: Path, name: str, files: dict[str, str]) -> None:
+    texts = {Path(path).name: text for path, text in files.items()}
+    (out / f"{name}.txt").write_text(texts.pop("NOTES.txt"), encoding="utf-8")
+    manifests = [text.strip() for text in texts.values() if text.strip()]
+    whole = "---\n" + "\n---\n".join(manifests) + "\n"
+    (out / f"{name}.yaml").write_text(whole, encoding="utf-8")
+    # For whoever reads no YAML.
+    documents = [document for document in yaml.safe_load_all(whole) if document]
+    (out / f"{name}.json").write_text(json.dumps(documents, indent=1), encoding="utf-8")
+
+
+def upgrades(out: Path) -> str:
+    """Nothing is changed that Kubernetes lets nobody change in an object that is there."""
+    for name, _ in later():
+        before, after = (fixed(out / f"{stem}.json") for stem in (name.partition(".")[0], name))
+        for key in before.keys() & after.keys():
+            if before[key] != after[key]:
+                raise WrongError(
+                    f"{name}: {' '.join(key)} is changed where nobody may: {before[key]} to {after[key]}"
+                )
+    return f"{len(list(later()))} upgrades"
+
+
+def fixed(path: Path) -> dict[tuple[str, str], Any]:
+    """By kind and name, what of each object must stay as it was made."""
+    found = {}
+    for document in json.loads(path.read_text(encoding="utf-8")):
+        key, spec = (document["kind"], document["metadata"]["name"]), document.get("spec")
+        if document["kind"] == "StatefulSet":
+            found[key] = {name: value for name, value in spec.items() if name not in MAY_CHANGE}
+        elif document["kind"] == "Service":
+            found[key] = spec.get("clusterIP")
+    return found
 
 
 def refusals(out: Path) -> str:
@@ -249,6 +316,7 @@ def program(name: str) -> str:
 STEPS: tuple[Callable[[Path], str], ...] = (
     lint,
     render,
+    upgrades,
     refusals,
     kubernetes,
     policy,

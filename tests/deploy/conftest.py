@@ -44,8 +44,9 @@ class Chart:
 
     @property
     def toml(self) -> str:
-        found: str = self.one("ConfigMap")["data"]["steelyard.toml"]
-        return found
+        held = [found["data"] for found in self.all("ConfigMap")]
+        [text] = [data["steelyard.toml"] for data in held if "steelyard.toml" in data]
+        return str(text)
 
 
 def tool(*command: object) -> str:

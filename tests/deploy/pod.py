@@ -22,12 +22,25 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.deploy.prometheus import free_port
 
 Objects = list[dict[str, Any]]
-Secrets = Mapping[str, Mapping[str, bytes]]
+Secrets = dict[str, Mapping[str, bytes]]
 
 
 def one(objects: Objects, kind: str) -> dict[str, Any]:
     [found] = [document for document in objects if document["kind"] == kind]
     return found
+
+
+def project(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Files of a ConfigMap or Secret as a kubelet has them: links into a folder that one rename exchanges."""
+    held = folder / f"..{time.time_ns()}"
+    held.mkdir()
+    for name, content in files.items():
+        (held / name).write_bytes(content)
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(Path("..data") / name)
+    new = folder / "..data_tmp"
+    new.symlink_to(held.name)
+    new.replace(folder / "..data")
 
 
 class Pod:
@@ -36,16 +49,23 @@ class Pod:
     Volumes live as long as `root`, so a pod can be started again on them.
     """
 
-    def __init__(self, objects: Objects, root: Path, secrets: Secrets) -> None:
+    def __init__(
+        self, objects: Objects, root: Path, secrets: Secrets, ports: dict[int, int] | None = None
+    ) -> None:
         self._objects = objects
         self._root = root
         self._secrets = secrets
         self._spec = one(objects, "StatefulSet")["spec"]["template"]["spec"]
         [self.container] = self._spec["containers"]
-        self._ports = {port["containerPort"]: free_port() for port in self.container["ports"]}
+        self._ports = ports or {port["containerPort"]: free_port() for port in self.container["ports"]}
         self._named = {port["name"]: port["containerPort"] for port in self.container["ports"]}
         self._process: subprocess.Popen[bytes] | None = None
         self._mount(self._spec, self.container)
+
+    def upgraded(self, objects: Objects) -> Pod:
+        """The pod of later manifests, on the same volumes and behind the same Service."""
+        assert self._process is None, "its volume can be had by one pod at a time"
+        return Pod(objects, self._root, self._secrets, self._ports)
 
     def address(self, port: str) -> str:
         """Where the port of this name is."""
@@ -85,10 +105,14 @@ class Pod:
             time.sleep(0.1)
 
     def stop(self) -> int:
-        """Signals the end and waits as long as the pod is given; the exit status."""
+        """Ends it as a kubelet: the pause of preStop, the signal, and what is left of its grace; the exit status."""
         assert self._process is not None
+        ends = time.monotonic() + self._spec["terminationGracePeriodSeconds"]
+        time.sleep(
+            self.container.get("lifecycle", {}).get("preStop", {"sleep": {"seconds": 0}})["sleep"]["seconds"]
+        )
         self._process.send_signal(signal.SIGTERM)
-        status = self._process.wait(self._spec["terminationGracePeriodSeconds"])
+        status = self._process.wait(ends - time.monotonic())
         self._process = None
         return status
 
@@ -101,9 +125,18 @@ class Pod:
     def log(self) -> str:
         return self.path("/pod.log").read_text(errors="replace")[-4000:]
 
-    def job(self) -> str:
+    def backup(self) -> str:
         """Runs the container of the CronJob beside the pod; what it printed."""
-        spec = one(self._objects, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        return self._job(one(self._objects, "CronJob")["spec"]["jobTemplate"]["spec"])
+
+    def restore(self) -> str:
+        """Runs the container of the Job that there is while no pod is meant to run; what it printed."""
+        assert self._process is None
+        assert one(self._objects, "StatefulSet")["spec"]["replicas"] == 0
+        return self._job(one(self._objects, "Job")["spec"])
+
+    def _job(self, job: dict[str, Any]) -> str:
+        spec = job["template"]["spec"]
         [container] = spec["containers"]
         self._mount(spec, container)
         done = subprocess.run(
@@ -135,8 +168,19 @@ class Pod:
         for mount in container["volumeMounts"]:
             folder = self.path(mount["mountPath"])
             folder.mkdir(parents=True, exist_ok=True)
-            for name, content in self._files(volumes[mount["name"]]).items():
-                (folder / name).write_bytes(content)
+            if files := self._files(volumes[mount["name"]]):
+                project(folder, files)
+
+    def renew(self, secret: str, files: Mapping[str, bytes]) -> None:
+        """Changes a Secret, and the folder at which the pod has it."""
+        self._secrets[secret] = files
+        [volume] = [
+            volume["name"]
+            for volume in self._spec["volumes"]
+            if volume.get("secret", {}).get("secretName") == secret
+        ]
+        [mount] = [mount for mount in self.container["volumeMounts"] if mount["name"] == volume]
+        project(self.path(mount["mountPath"]), files)
 
     def _files(self, volume: dict[str, Any]) -> Mapping[str, bytes]:
         if "configMap" in volume:

@@ -24,6 +24,29 @@ def blocks() -> dict[str, str]:
     return dict(found)
 
 
+def script(name: str, root: Path, addresses: dict[str, str]) -> str:
+    """The block `name` with its folders under `root`, and with what stands for each of its addresses."""
+    text = blocks()[name]
+    for written, here in addresses.items():
+        text = text.replace(written, here)
+    return re.sub(r"(?<![\w.])/(etc|opt|var)/", rf"{root}/\1/", text)
+
+
+def run(name: str, text: str, root: Path, environment: dict[str, str]) -> str:
+    """What a script prints. AssertionError where it fails."""
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", text],
+        env=environment,
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=_SECONDS,
+    )
+    assert done.returncode == 0, f"{name} ended with {done.returncode}:\n{text}\n{done.stdout}"
+    return done.stdout
+
+
 class Host:
     """A host whose /opt and /var are folders under `root`, and whose addresses are free ports of loopback.
 
@@ -56,20 +79,10 @@ class Host:
 
     def run(self, name: str, **variables: object) -> str:
         """What the block `name` prints, with `variables` in its environment. AssertionError where it fails."""
-        script = self._script(name)
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script],
-            env=self._environment(variables),
-            cwd=self._root,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=_SECONDS,
-        )
-        assert done.returncode == 0, (
-            f"{name} ended with {done.returncode}:\n{script}\n{done.stdout}{self.log()}"
-        )
-        return done.stdout
+        try:
+            return run(name, self._script(name), self._root, self._environment(variables))
+        except AssertionError as error:
+            raise AssertionError(f"{error}{self.log()}") from None
 
     def serve(self, **variables: object) -> int:
         """Starts the block `serve`, which serves until it is told to stop; the server's process id."""
@@ -107,8 +120,7 @@ class Host:
 
     def _script(self, name: str) -> str:
         self._walked.append(name)
-        script = blocks()[name].replace("127.0.0.1:7077", self.address).replace("127.0.0.1:7078", self.http)
-        return re.sub(r"(?<![\w.])/(opt|var)/", rf"{self._root}/\1/", script)
+        return script(name, self._root, {"127.0.0.1:7077": self.address, "127.0.0.1:7078": self.http})
 
     def _environment(self, variables: dict[str, object]) -> dict[str, str]:
         given = {name: str(value) for name, value in variables.items()}

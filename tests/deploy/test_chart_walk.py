@@ -1,18 +1,21 @@
-"""What the chart renders, run as processes: probed, trained with, backed up by its job, lost, restored."""
+"""What the chart renders, run as processes: probed, trained with, upgraded, backed up by its job, lost, restored."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
+import socket
+import ssl
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
+from cryptography import x509
 
 import steelyard
-from tests.deploy.pod import Pod
+from tests.deploy.authority import Authority, laid
+from tests.deploy.pod import Pod, Secrets
 from tests.deploy.programs.train import train
 
 ACCESS = """
@@ -36,45 +39,74 @@ datasets = ["*"]
 """
 
 
-class Authority:
-    """Certificates of a server and of its callers, as Secrets hold them."""
+class Trainer:
+    """One client that trains for as long as it is let, whatever becomes of the server; what it was served."""
 
-    def __init__(self) -> None:
-        self._ca = trustme.CA()
+    def __init__(self, address: str, credentials: steelyard.Credentials) -> None:
+        self.served: dict[int, list[int]] = {}
+        self._client = steelyard.connect(address, credentials=credentials)
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._train)
 
-    def secret(self, *names: str) -> dict[str, bytes]:
-        issued = self._ca.issue_cert(*names)
-        return {
-            "ca.crt": self._ca.cert_pem.bytes(),
-            "tls.crt": b"".join(blob.bytes() for blob in issued.cert_chain_pems),
-            "tls.key": issued.private_key_pem.bytes(),
-        }
+    def _train(self) -> None:
+        for step, ids in train(self._client, 10_000):
+            self.served[step] = ids
+            if self._enough.wait(0.2):
+                return
+
+    def __enter__(self) -> Trainer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._enough.set()
+        self._thread.join(60)
+        self._client.close()
+
+    def goes_on(self) -> None:
+        """Waits for two more steps."""
+        wanted, deadline = len(self.served) + 2, time.monotonic() + 60
+        while len(self.served) < wanted:
+            assert time.monotonic() < deadline, f"no more than {len(self.served)} steps"
+            assert self._thread.is_alive(), "it has ended"
+            time.sleep(0.05)
 
 
-def credentials(folder: Path, secret: dict[str, bytes]) -> steelyard.Credentials:
-    folder.mkdir()
-    for name, content in secret.items():
-        (folder / name).write_bytes(content)
-    return steelyard.Credentials(ca=folder / "ca.crt", cert=folder / "tls.crt", key=folder / "tls.key")
+def presented(address: str, shown: steelyard.Credentials) -> object:
+    """When the certificate ends that the server shows now."""
+    context = ssl.create_default_context(cafile=shown.ca)
+    context.set_alpn_protocols(["h2"])
+    context.load_cert_chain(str(shown.cert), str(shown.key))
+    host, _, port = address.rpartition(":")
+    with (
+        socket.create_connection((host, int(port)), timeout=30) as plain,
+        context.wrap_socket(plain, server_hostname=host) as secure,
+    ):
+        found = secure.getpeercert(binary_form=True)
+    assert found is not None
+    return x509.load_der_x509_certificate(found).not_valid_after_utc
+
+
+def end_of(certificate: bytes) -> object:
+    return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
 
 
 @pytest.mark.timeout(400)
-def test_the_rendered_server_is_probed_trained_with_backed_up_lost_and_restored(
+def test_the_rendered_server_is_trained_with_upgraded_backed_up_lost_and_restored(
     charts: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with steelyard.local(tmp_path_factory.mktemp("twin")) as client:
-        undisturbed = dict(train(client, 30))
     authority = Authority()
-    secrets = {
-        "sampler-tls": authority.secret("localhost", "127.0.0.1"),
+    server = "localhost", "127.0.0.1"
+    secrets: Secrets = {
+        "sampler-tls": authority.secret(*server),
         "sampler-access": {"access.toml": ACCESS.encode()},
         "sampler-backup-client": authority.secret("keeper.internal"),
     }
-    trainer = credentials(tmp_path / "trainer", authority.secret("trainer.internal"))
+    shown = laid(tmp_path / "trainer", authority.secret("trainer.internal"))
     pod = Pod(charts["secret"].objects, tmp_path, secrets)
 
     def trained(steps: int) -> dict[int, list[int]]:
-        with steelyard.connect(pod.address("grpc"), credentials=trainer) as client:
+        with steelyard.connect(pod.address("grpc"), credentials=shown) as client:
             return dict(train(client, steps))
 
     try:
@@ -82,33 +114,40 @@ def test_the_rendered_server_is_probed_trained_with_backed_up_lost_and_restored(
         pod.await_start()
         assert pod.probe("readinessProbe")
         assert pod.probe("livenessProbe")
-        served = trained(10)
+        with Trainer(pod.address("grpc"), shown) as trainer:
+            trainer.goes_on()
+            # Secrets are renewed: nobody who is connected notices, and who comes next is shown the new certificate.
+            pod.renew("sampler-tls", authority.secret(*server, days=50))
+            laid(tmp_path / "trainer", authority.secret("trainer.internal"))
+            trainer.goes_on()
+            assert presented(pod.address("grpc"), shown) == end_of(secrets["sampler-tls"]["tls.crt"])
 
-        # A pod that is moved: drained within its time, started again on its volume.
-        assert pod.stop() == 0, pod.log()
-        assert not pod.probe("readinessProbe")
-        pod.start()
-        pod.await_start()
-        served |= trained(5)
+            # helm upgrade: the pod serves on in its pause, drains, and another one is made on its volume.
+            before = len(trainer.served)
+            assert pod.stop() == 0, pod.log()
+            assert len(trainer.served) > before + 2
+            assert not pod.probe("readinessProbe")
+            pod = pod.upgraded(charts["secret.upgraded"].objects)
+            pod.start()
+            pod.await_start()
+            trainer.goes_on()
+        served = dict(trainer.served)
 
-        assert "1 runs" in pod.job()
-        assert trained(5) == {step: undisturbed[step] for step in range(15, 20)}
+        assert "1 runs" in pod.backup()
+        lost = trained(5)
         pod.kill()
         shutil.rmtree(pod.path("/var/lib/steelyard"))
-        pod.path("/var/lib/steelyard").mkdir()
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "steelyard_server", "restore"),
-                *("--from", pod.path("/var/backups/steelyard")),
-                *("--data-dir", pod.path("/var/lib/steelyard/data")),
-            ],
-            check=True,
-            timeout=100,
-        )
+
+        pod = pod.upgraded(charts["secret.restoring"].objects)
+        assert "is as backup-" in pod.restore()
+        pod = pod.upgraded(charts["secret.restored"].objects)
         pod.start()
         pod.await_start()
         assert pod.probe("readinessProbe"), pod.log()
-        served |= trained(15)
+        again = trained(10)
     finally:
         pod.kill()
-    assert served == undisturbed
+    with steelyard.local(tmp_path_factory.mktemp("twin")) as client:
+        undisturbed = dict(train(client, len(served) + len(again)))
+    assert served | again == undisturbed
+    assert lost == {step: undisturbed[step] for step in range(len(served), len(served) + 5)}
