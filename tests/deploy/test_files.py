@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import re
 import tomllib
 from importlib import metadata
@@ -129,6 +130,44 @@ def test_ports_of_the_compose_file_are_on_loopback_and_its_files_are_there(yaml:
             assert source in compose["volumes"] or (DEPLOY / source).is_file(), volume
         if "build" in service:
             assert (ROOT / service["build"]["dockerfile"]).is_file()
+
+
+def test_grafana_finds_the_dashboard_and_its_source_where_it_is_told_to_look(yaml: Any) -> None:
+    [compose], [sources], [providers] = map(
+        yaml, ("compose.yaml", "compose/datasource.yaml", "compose/dashboards.yaml")
+    )
+    mounts = {
+        Path(target): (DEPLOY / source).resolve()
+        for source, target, *_ in (
+            volume.split(":") for volume in compose["services"]["grafana"]["volumes"] if volume[0] == "."
+        )
+    }
+    [provider] = providers["providers"]
+    assert provider["type"] == "file"
+    shown = [file for target, file in mounts.items() if target.parent == Path(provider["options"]["path"])]
+    assert shown == [DEPLOY / "monitoring" / "dashboard.json"]
+    # Where Grafana's image looks for provisioning, by its default.
+    told = {target.parent: file for target, file in mounts.items() if file.suffix == ".yaml"}
+    folder = Path("/etc/grafana/provisioning")
+    assert told[folder / "datasources"] == DEPLOY / "compose" / "datasource.yaml"
+    assert told[folder / "dashboards"] == DEPLOY / "compose" / "dashboards.yaml"
+    [source] = sources["datasources"]
+    host, _, port = source["url"].removeprefix("http://").partition(":")
+    prometheus = compose["services"][host]
+    assert any(published.endswith(f":{port}") for published in prometheus["ports"])
+    assert set(prometheus["networks"]) & set(compose["services"]["grafana"]["networks"])
+    dashboard = json.loads(shown[0].read_text())
+    [variable] = [one for one in dashboard["templating"]["list"] if one["type"] == "datasource"]
+    assert variable["query"] == source["type"]
+    used = {panel["datasource"]["uid"] for panel in dashboard["panels"] if "datasource" in panel}
+    assert used <= {f"${{{variable['name']}}}"}
+    [scraping] = yaml("compose/prometheus.yaml")
+    inside = {volume.split(":")[1] for volume in prometheus["volumes"]}
+    assert set(scraping["rule_files"]) <= inside
+    assert (
+        f"--config.file={next(path for path in inside if path.endswith('prometheus.yaml'))}"
+        in (prometheus["command"])
+    )
 
 
 def test_the_unit_leaves_a_server_the_time_to_drain(options: Any) -> None:

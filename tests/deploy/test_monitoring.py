@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+import steelyard
 from steelyard_server.cli.verbs import cli
 from steelyard_server.config import Settings
 from steelyard_server.observing.names import BY_NAME
@@ -135,6 +136,37 @@ def test_verbs_and_settings_that_the_runbook_names_are_there() -> None:
     events = {name for name in settings if name.endswith("_failed")}
     assert settings - events
     assert settings - events <= set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", alerts())
+def test_the_runbook_says_of_an_alert_what_it_means_where_to_look_and_what_to_do(name: str) -> None:
+    _, _, rest = RUNBOOK.read_text().partition(f"### {name}\n")
+    said = re.findall(r"^\* \*(.+?)\*: (.+)$", rest.partition("\n### ")[0], flags=re.MULTILINE)
+    assert [head for head, _ in said] == ["Means", "First look", "Do"]
+    # Whoever comes by a link from an alert has not read what stands above.
+    assert not [text for _, text in said if "s above" in text]
+
+
+def test_what_the_runbook_links_to_and_points_at_is_there() -> None:
+    page = RUNBOOK.read_text()
+    assert set(re.findall(r"\]\(#([\w-]+)\)", page)) <= anchors(page)
+    titles = {panel["title"] for panel in json.loads(DASHBOARD.read_text())["panels"]}
+    shown = re.findall(r"[Dd]ashboard, ((?:\*[^*]+\*(?: and )?)+)", page)
+    named = {title for part in shown for title in re.findall(r"\*([^*]+)\*", part)}
+    assert len(named) > 5
+    assert named <= titles
+    values = yaml.safe_load((ROOT / "deploy" / "chart" / "steelyard" / "values.yaml").read_text())
+    given = re.findall(r"`([\w.]+)` of the chart", page) + re.findall(r"--set ([\w.]+)=", page)
+    assert len(given) > 5
+    for path in given:
+        held = values
+        for key in path.split("."):
+            assert key in held, path
+            held = held[key]
+    for name, kind in (("client", steelyard.Client), ("run", steelyard.Run)):
+        called = set(re.findall(rf"`{name}\.(\w+)", page))
+        assert called
+        assert called <= set(dir(kind))
 
 
 def test_what_the_runbook_looks_for_in_the_log_is_logged() -> None:
