@@ -157,9 +157,9 @@ class Keeper:
             raise KeepingError(f"the backups in {place.where} could not be listed: {error}") from error
 
     def check(self, *, deep: bool) -> Iterator[dict[str, Any]]:
-        """What checking.py says as it goes on, then its report as {"report": ...}, as of one moment. The pages of the
-        file are not looked at: that needs nobody to write to it. BusyError: another check is under way.
-        KeepingError."""
+        """What checking.py says as it goes on, then its report as {"report": ...}, as of one moment; {} after each
+        moment in which it says nothing. To close it ends the check. The pages of the file are not looked at: that needs
+        nobody to write to it. BusyError: another check is under way. KeepingError."""
         if not self._one_check.acquire(blocking=False):
             raise BusyError("a check is under way; ask again when it has ended")
         try:
@@ -171,7 +171,10 @@ class Keeper:
                 self._tasks.add(task)
             try:
                 for kind, value in task.lines(_CHECK_SECONDS, self._growth()):
-                    yield value if kind == "said" else {"report": value}
+                    if kind == "done":
+                        yield {"report": value}
+                    else:
+                        yield value or {}
             finally:
                 self._ended(task)
         finally:

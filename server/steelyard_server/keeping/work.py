@@ -50,12 +50,13 @@ class Task:
         for kind, value in self.lines(seconds, watch):
             if kind == "said":
                 said(value)
-            else:
+            elif kind == "done":
                 result = value
         return result
 
     def lines(self, seconds: float, watch: Watch = lambda: "") -> Iterator[tuple[str, Any]]:
-        """("said", value) as it goes on, then ("done", value). Errors as of `run`."""
+        """("said", value) as it goes on, then ("done", value); ("silent", None) after each moment in which nothing is
+        said, so that whoever listens may stop: to close it ends the child. Errors as of `run`."""
         child = subprocess.Popen(
             [sys.executable, "-m", "steelyard_server.keeping.worker"],
             stdin=subprocess.PIPE,
@@ -90,6 +91,9 @@ class Task:
         deadline = time.monotonic() + seconds
         while True:
             line = self._next(lines, deadline, seconds, watch)
+            if line == "":
+                yield "silent", None
+                continue
             # Half a line is the last that one that was killed said.
             if line is None or not line.endswith("\n"):
                 break
@@ -116,20 +120,20 @@ class Task:
     def _next(
         self, lines: queue.Queue[str | None], deadline: float, seconds: float, watch: Watch
     ) -> str | None:
-        while True:
-            if self._stopped.is_set():
-                raise BrokenOffError(f"{self._what} was broken off")
-            if reason := watch():
-                raise BrokenOffError(f"{self._what} was broken off: {reason}")
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise BrokenOffError(
-                    f"{self._what} did not end within {round(seconds, 1):g} s and was broken off"
-                )
-            try:
-                return lines.get(timeout=min(left, _POLL_SECONDS))
-            except queue.Empty:
-                continue
+        """A line; None when there are no more, and none of it where none has come for a moment."""
+        if self._stopped.is_set():
+            raise BrokenOffError(f"{self._what} was broken off")
+        if reason := watch():
+            raise BrokenOffError(f"{self._what} was broken off: {reason}")
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise BrokenOffError(
+                f"{self._what} did not end within {round(seconds, 1):g} s and was broken off"
+            )
+        try:
+            return lines.get(timeout=min(left, _POLL_SECONDS))
+        except queue.Empty:
+            return ""
 
 
 def ended_by(status: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from steelyard.v1 import admin_pb2 as pb
 from steelyard_server.keeping.keeper import Keeper, Kept
 from steelyard_server.keeping.manifest import Manifest
+from steelyard_server.service.calls import NOTHING_YET, NothingYet
 
 _SEVERITIES = {"damage": pb.SEVERITY_DAMAGE, "note": pb.SEVERITY_NOTE}
 
@@ -27,7 +28,7 @@ class AdminService:
             backups=[_backup(kept, place) for kept in self._keeper.backups(request.to)]
         )
 
-    def Check(self, request: pb.CheckRequest) -> Iterator[pb.CheckResponse]:
+    def Check(self, request: pb.CheckRequest) -> Iterator[pb.CheckResponse | NothingYet]:
         for said in self._keeper.check(deep=request.deep):
             if "finding" in said:
                 found = said["finding"]
@@ -41,8 +42,10 @@ class AdminService:
                 )
             elif "report" in said:
                 yield pb.CheckResponse(report=pb.CheckReport(**said["report"]))
-            else:
+            elif "progress" in said:
                 yield pb.CheckResponse(progress=said["progress"])
+            else:
+                yield NOTHING_YET
 
 
 def _backup(kept: Kept, place: str) -> pb.Backup:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from concurrent.futures import Executor
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, cast
 
 import grpc
 from structlog.contextvars import bind_contextvars
@@ -20,6 +22,9 @@ from steelyard_server.service.once import Once, Outcome
 
 _NAME_CHARACTERS = 128
 """Of a name in the log, which is a caller's and not yet looked at."""
+
+NothingYet = Literal["nothing yet"]
+NOTHING_YET: NothingYet = "nothing yet"
 
 Handler = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
 
@@ -56,19 +61,43 @@ def streamed(
     executor: Executor, method: Callable[[Any], Iterator[Any]]
 ) -> Callable[[Any, grpc.aio.ServicerContext[Any, Any]], AsyncIterator[Any]]:
     """As `unary`, for a method that yields its answers: each is made when the one before is on its way, so that a slow
-    reader costs neither a thread nor more memory than two of them."""
+    reader costs neither a thread nor more memory than two of them. When the caller takes the call back, or its time is
+    over, the method is closed as soon as it yields again; NOTHING_YET is for one that may have nothing to say for
+    long, and is not sent."""
 
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         _say_what(request)
-        answers, loop = method(request), asyncio.get_running_loop()
-        work = partial(contextvars.copy_context().run, next, answers, None)
+        answers, loop = _Answers(method(request)), asyncio.get_running_loop()
+        work = partial(contextvars.copy_context().run, answers.next)
         try:
             while (answer := await loop.run_in_executor(executor, work)) is not None:
-                yield answer
+                if answer is not NOTHING_YET:
+                    yield answer
         except Exception as error:
             await context.abort(*refusal_of(error))
+        finally:
+            with contextlib.suppress(RuntimeError):  # the server ends, and what is under way is ended with it
+                executor.submit(answers.close)
 
     return handle
+
+
+class _Answers:
+    """What a method yields, one at a time, on whatever threads."""
+
+    def __init__(self, answers: Iterator[Any]) -> None:
+        self._answers = answers
+        self._one = threading.Lock()
+
+    def next(self) -> Any:
+        """None at the end."""
+        with self._one:
+            return next(self._answers, None)
+
+    def close(self) -> None:
+        """Ends the method where it stands, when the answer that is being made is there."""
+        with self._one:
+            cast("Generator[Any, None, None]", self._answers).close()
 
 
 def offloaded(methods: object, executor: Executor, once: Once | None = None) -> Any:
