@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -39,7 +39,7 @@ from steelyard_server.runs.limits import Limits
 from steelyard_server.security import sockets
 from steelyard_server.security.gatekeeper import Gatekeeper
 from steelyard_server.security.tls import Tls
-from steelyard_server.security.watched import Watched
+from steelyard_server.security.watched import Looking, Watched
 from steelyard_server.service import edge
 from steelyard_server.service.guard import Guard
 from steelyard_server.service.http import HttpEndpoint
@@ -49,8 +49,9 @@ from steelyard_server.service.probes import EVERY_SECONDS, HealthPort, PortKeepe
 T = TypeVar("T")
 
 _START_SECONDS = 60.0
+_STOP_SECONDS = 5.0
+"""For the event loop, at a stop, to do what it is asked. It has nothing long to do then."""
 _SIGNAL_SECONDS = 0.1
-_LOOK_SECONDS = 1.0
 _LEFT_SECONDS = 2.0
 """For what is cancelled to end, at a stop."""
 
@@ -77,7 +78,7 @@ class Server:
         self.facts = Facts()
         self._kernels = Takeover()
         self._watch: asyncio.Task[None] | None = None
-        self._look: asyncio.Task[None] | None = None
+        self._looking: Looking | None = None
         self._told: dict[str, Status] = {}
         self._started = False
         self.port = 0
@@ -86,8 +87,8 @@ class Server:
         """Opens the data directory and serves; returns when the server answers.
 
         ConfigError when certificates, keys or the access file are not right, StoreBusy or StoreTooNew when the
-        directory cannot be used, OSError when an address cannot be bound or the settings insist on compiled kernels
-        and there are none.
+        directory cannot be used, OSError when an address cannot be bound, the port file not written, or the settings
+        insist on compiled kernels and there are none. Nothing is left of a server that did not start.
         """
         settings = self._settings
         if settings.kernels == "compiled":
@@ -112,11 +113,12 @@ class Server:
             self._open()
             self._thread.start()
             self._await(self._start(), _START_SECONDS)
+            if settings.port_file is not None:
+                _write_port(settings.port_file, self.port)
         except BaseException:
             self.stop(0.0)
             raise
-        if settings.port_file is not None:
-            _write_whole(settings.port_file, f"{self.port}\n")
+        self._looking = Looking(self._files())
         self._started = True
         if self._backups is not None:
             self._backups.start()
@@ -206,14 +208,15 @@ class Server:
             self._keeper.update()
         if self._backups is not None:
             self._backups.stop()
-        if self._thread.is_alive():
-            self._await(self._refuse(), _START_SECONDS)
+        if self._looking is not None:
+            self._looking.close()
+        self._await_at_stop(self._refuse)
         if self._catalog is not None:
             clean = self._catalog.close(deadline)
+        clean = self._await_at_stop(self._stop) and clean
         if self._thread.is_alive():
-            self._await(self._stop(), _START_SECONDS)
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(_START_SECONDS)
+            self._thread.join(_STOP_SECONDS)
         if not self._thread.is_alive():
             self._loop.close()
         self._calls.shutdown(wait=False, cancel_futures=True)
@@ -260,14 +263,6 @@ class Server:
         if self._keeper is not None:
             self._keeper.update()
         self._watch = asyncio.create_task(self._watch_health())
-        self._look = asyncio.create_task(self._watch_files())
-
-    async def _watch_files(self) -> None:
-        """So that a faulty one is told of also where nobody calls. Not on the loop: a file system may hang."""
-        while True:
-            for files in self._files():
-                await self._loop.run_in_executor(self._calls, files.current)
-            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _watch_health(self) -> None:
         while True:
@@ -283,9 +278,8 @@ class Server:
                 self._told[name] = status
 
     async def _refuse(self) -> None:
-        for task in (self._watch, self._look):
-            if task is not None:
-                task.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
         await self._report_health()
 
     async def _stop(self) -> None:
@@ -299,6 +293,17 @@ class Server:
             await asyncio.wait(left, timeout=_LEFT_SECONDS)
 
     # ---- helpers ----
+
+    def _await_at_stop(self, what: Callable[[], Coroutine[Any, Any, object]]) -> bool:
+        """Whether the event loop did it. One that has come to a stand keeps nothing from being made durable."""
+        if not self._thread.is_alive():
+            return True
+        try:
+            self._await(what(), _STOP_SECONDS)
+        except TimeoutError:
+            _log.error("event_loop_stuck", seconds=_STOP_SECONDS)
+            return False
+        return True
 
     def _await(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)
@@ -344,8 +349,11 @@ def _keeper(settings: Settings, store: Store, facts: Facts) -> Keeper:
     )
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _write_port(path: Path, port: int) -> None:
     """A reader sees the file whole or not at all."""
     draft = path.with_name(f"{path.name}.{os.getpid()}")
-    draft.write_text(text)
-    draft.replace(path)
+    try:
+        draft.write_text(f"{port}\n")
+        draft.replace(path)
+    except OSError as error:
+        raise OSError(f"port_file = {str(path)!r} cannot be written: {error.strerror}") from error

@@ -97,6 +97,36 @@ def test_a_port_file_of_a_killed_server_is_gone_until_the_next_one_answers(tmp_p
     assert not (tmp_path / "port").exists()
 
 
+def test_a_port_file_that_cannot_be_written_leaves_no_server_behind(tmp_path):
+    settings = Settings(
+        data_dir=tmp_path / "data",
+        listen="127.0.0.1:0",
+        port_file=tmp_path / "none" / "port",
+        kernels="numpy",
+    )
+    with pytest.raises(OSError, match="port_file = .*cannot be written: No such file"):
+        Server(settings).start()
+    # Which takes the lock of the directory.
+    Store.open(tmp_path / "data").close()
+
+
+def test_a_stop_whose_event_loop_has_come_to_a_stand_makes_durable_what_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("steelyard_server.server._STOP_SECONDS", 0.3)
+    running = Server(Settings(data_dir=tmp_path / "data", listen="127.0.0.1:0", kernels="numpy"))
+    running.start()
+    client = steelyard.connect(running.address)
+    client.create_dataset("d", 20)
+    client.create_run("r", dataset="d", batch_size=4)
+    go_on = threading.Event()
+    running._loop.call_soon_threadsafe(go_on.wait, 30)
+    began = time.monotonic()
+    assert running.stop(5.0) is False
+    assert time.monotonic() - began < 5.0
+    go_on.set()
+    with steelyard.local(tmp_path / "data", kernels="numpy") as after:
+        assert [run.name for run in after.list_runs()] == ["r"]
+
+
 def test_a_second_server_on_a_directory_is_refused_and_leaves_the_first_alone(tmp_path, instance):
     port_file = tmp_path / "port"
     port_file.write_text("7\n")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -192,3 +194,15 @@ print((folder / "b").exists())
         "tracing = true needs OpenTelemetry, of which opentelemetry is not installed: pip install"
         " 'steelyard[server,otel]', or leave tracing off\nFalse\n"
     )
+
+
+def test_a_collector_that_is_away_holds_up_no_stop(watched, monkeypatch):
+    """One that takes connections and says nothing: the exporter waits for it, and longer than it is told to."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        monkeypatch.setattr(tracing, "_CLOSE_SECONDS", 0.2)
+        server = watched(tracing=True, kernels="numpy").server
+        steelyard.connect(server.address).list_datasets()
+        began = time.monotonic()
+        assert server.stop(5.0)
+        assert time.monotonic() - began < 3.0

@@ -16,7 +16,7 @@ import trustme
 from steelyard.v1 import datasets_pb2
 from steelyard_server.config import ConfigError
 
-from .conftest import refusal, replace, serving, tls_channel
+from .conftest import AUDIENCE, refusal, replace, serving, tls_channel
 
 LIST = datasets_pb2.ListDatasetsRequest()
 ONE_CALL_EACH = (("grpc.max_reconnect_backoff_ms", 100),)
@@ -210,10 +210,12 @@ def test_a_daemon_logs_json_alone_also_where_a_handshake_fails(tmp_path, files):
     assert (serving["tls"], serving["access"], serving["http"], serving["health"]) == ("on", None, None, None)
 
 
-def test_a_faulty_file_is_noticed_where_nobody_calls(tmp_path, files):
-    access = tmp_path / "access.toml"
+def test_a_faulty_file_is_noticed_where_nobody_calls(tmp_path, files, issuer):
+    access, keys = tmp_path / "access.toml", tmp_path / "keys.pem"
     access.write_text("")
+    keys.write_bytes(issuer.public_pem)
     settings = files.settings() | {"access": access, "http": "127.0.0.1:0"}
+    settings |= {"jwt_keys": str(keys), "jwt_audience": "here"}
     with serving(tmp_path / "data", **settings) as server:
 
         def faulty():
@@ -223,7 +225,7 @@ def test_a_faulty_file_is_noticed_where_nobody_calls(tmp_path, files):
 
         def becomes(expected):
             deadline = time.monotonic() + 30
-            while faulty() != (expected, 3):
+            while faulty() != (expected, 4):
                 assert time.monotonic() < deadline, faulty()
                 time.sleep(0.1)
 
@@ -232,6 +234,34 @@ def test_a_faulty_file_is_noticed_where_nobody_calls(tmp_path, files):
         becomes({str(access)})
         replace(files.key, b"no key")
         becomes({str(access), str(files.cert), str(files.key)})
+        keys.unlink()
+        becomes({str(access), str(keys), str(files.cert), str(files.key)})
+        replace(keys, issuer.public_pem)
+        becomes({str(access), str(files.cert), str(files.key)})
         replace(access, b"")
         files.issue_server()
         becomes(set())
+
+
+@pytest.mark.parametrize("which", ["access", "jwt_keys", "tls_cert"])
+def test_a_file_whose_file_system_hangs_holds_up_no_call_and_no_scrape(tmp_path, files, issuer, which):
+    """A pipe that nobody writes to stands for it: reading it never ends."""
+    access, keys = tmp_path / "access.toml", tmp_path / "keys.pem"
+    access.write_text("")
+    keys.write_bytes(issuer.public_pem)
+    settings = files.settings() | {"access": access, "http": "127.0.0.1:0"}
+    settings |= {"jwt_keys": str(keys), "jwt_audience": AUDIENCE}
+    with serving(tmp_path / "data", **settings) as server, tls_channel(server, files.ca) as stubs:
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "pipe").replace(settings[which])
+        until = time.monotonic() + 2.5
+        while time.monotonic() < until:  # for longer than two looks at it
+            told = refusal(
+                stubs.datasets.ListDatasets,
+                LIST,
+                timeout=5,
+                metadata=(("authorization", f"Bearer {issuer.token()}"),),
+            )
+            assert told[0] == "UNAUTHENTICATED"
+            urllib.request.urlopen(f"http://{server.http_address}/metrics", timeout=5).close()
+            time.sleep(0.05)

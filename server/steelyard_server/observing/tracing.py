@@ -10,6 +10,7 @@ Not by the official instrumentation: it takes each handler of a stream for a gen
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,7 +21,7 @@ from steelyard_server.config import ConfigError
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-_FLUSH_MS = 2000
+_CLOSE_SECONDS = 2.0
 _SERVERS_FAULT = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 """Codes that make a server's span an error, by the semantic conventions."""
 _NUMBERS = {
@@ -93,7 +94,8 @@ def configured() -> Traces:
     resource = Resource.create()
     if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
         resource = resource.merge(Resource({SERVICE_NAME: "steelyard"}))
-    provider = TracerProvider(resource=resource)
+    # Not at exit: that would wait for a collector that is away.
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return OtelTraces(provider)
 
@@ -126,8 +128,10 @@ class OtelTraces:
         return _OtelSpan(span)
 
     def close(self) -> None:
-        self._provider.force_flush(_FLUSH_MS)
-        self._provider.shutdown()
+        # Where the collector is away, shutting down tries for longer than it is told to.
+        closing = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_SECONDS)
 
 
 class _OtelSpan:

@@ -70,11 +70,13 @@ class Gatekeeper:
         self._jwts = _jwts(settings, executor)
         self._logged: dict[str, Bucket] = {}
         if self._table is not None:
-            _warn_of_ways(self._table.current(), settings)
+            _warn_of_ways(self._table.value, settings)
 
     @property
     def files(self) -> list[Watched[Any]]:
-        return [] if self._table is None else [self._table]
+        """Those that somebody has to look at (watched.Looking): here nobody does, since a look may take long."""
+        keys = [] if self._jwts is None else self._jwts.files
+        return [*([] if self._table is None else [self._table]), *keys]
 
     @property
     def guards(self) -> bool:
@@ -82,15 +84,8 @@ class Gatekeeper:
 
     @property
     def generation(self) -> int:
-        """Another number means that rights may have changed. A look at the file, at most once a second."""
-        if self._table is None:
-            return 0
-        self._table.current()
-        return self._table.generation
-
-    @property
-    def seen(self) -> int:
-        """`generation` as of the last look at the file: that by which whoever was just identified was."""
+        """Another number means that rights may have changed. Read before somebody is identified, it is never newer than
+        what they were identified by."""
         return 0 if self._table is None else self._table.generation
 
     async def identify(self, method: str, context: Peer) -> tuple[Caller, Evidence | None]:
@@ -99,7 +94,7 @@ class Gatekeeper:
             return ANYONE, None
         try:
             evidence = await self._evidence(context)
-            found = self._table.current().recognise(evidence)
+            found = self._table.value.recognise(evidence)
             if found is None:
                 raise Refused("principal_unknown")
         except Refused as refused:
@@ -111,7 +106,7 @@ class Gatekeeper:
         """Who that is by now; None where it is nobody any more."""
         if self._table is None or evidence is None:
             return ANYONE
-        return self._table.current().recognise(evidence)
+        return self._table.value.recognise(evidence)
 
     async def _evidence(self, context: Peer) -> Evidence:
         metadata = context.invocation_metadata() or ()
@@ -146,7 +141,7 @@ def _text(value: bytes | str) -> str:
 
 def _watched(path: Path) -> Watched[principals.Table]:
     try:
-        return Watched("access", [path], lambda contents: principals.parse(contents[0]), every=1.0)
+        return Watched("access", [path], lambda contents: principals.parse(contents[0]))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:

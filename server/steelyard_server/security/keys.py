@@ -48,6 +48,11 @@ class Key:
 
 class Keys(Protocol):
     @property
+    def files(self) -> list[Watched[Any]]:
+        """What they are read from, where that is no URL."""
+        ...
+
+    @property
     def away(self) -> bool:
         """Whether the last `refresh` got none."""
         ...
@@ -75,7 +80,7 @@ def matching(keys: Sequence[Key], kid: str | None, algorithm: str) -> list[Key]:
 
 
 class FileKeys:
-    """Read again when the file changes."""
+    """Read again when the file is looked at and has changed."""
 
     away = False
 
@@ -83,14 +88,18 @@ class FileKeys:
         """ConfigError: the file cannot be read, or holds no key for one of the algorithms `allowed`."""
         self._path, self._allowed = path, allowed
         try:
-            self._file = Watched("jwt_keys", [path], self._load, every=1.0)
+            self._file = Watched("jwt_keys", [path], self._load)
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror}") from None
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
+    @property
+    def files(self) -> list[Watched[Any]]:
+        return [self._file]
+
     def find(self, kid: str | None, algorithm: str) -> list[Key]:
-        return matching(self._file.current(), kid, algorithm)
+        return matching(self._file.value, kid, algorithm)
 
     def refresh(self) -> None:
         pass
@@ -117,6 +126,10 @@ class UrlKeys:
         self._lock = threading.Lock()
         self._tried = self._fetched = float("-inf")
         self.away = False
+
+    @property
+    def files(self) -> list[Watched[Any]]:
+        return []
 
     def find(self, kid: str | None, algorithm: str) -> list[Key]:
         return matching(self._keys, kid, algorithm)

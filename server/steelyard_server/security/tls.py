@@ -15,6 +15,9 @@ from steelyard_server.config import ConfigError, Settings
 from steelyard_server.log import logger
 from steelyard_server.security.watched import Watched
 
+_LOOK_SECONDS = 0.2
+"""For which a handshake waits for its files: a look takes a thousandth of that, unless their file system hangs."""
+
 _log = logger(__name__)
 
 
@@ -36,7 +39,7 @@ class Tls:
             raise ConfigError(f"cannot read {error.filename}: {error.strerror}") from None
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        self._given = self._files.current()
+        self._given = self._files.value
         # The stubs do not know that None means: as before.
         self.credentials = grpc.dynamic_ssl_server_credentials(
             self._given.configuration, cast("Any", self._fetch), require_client
@@ -52,16 +55,16 @@ class Tls:
 
     def certificate_expiries(self) -> dict[str, float]:
         """By file, the Unix time at which the first of its certificates in force expires."""
-        return dict(self._files.current().expiries)
+        return dict(self._files.value.expiries)
 
     @property
     def files(self) -> Watched[Any]:
         return self._files
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """For each handshake; None: as before. gRPC calls it on threads of its own and does not survive its raising."""
+        """For each handshake; None: as before. While it runs gRPC may serve nobody; it does not survive its raising."""
         try:
-            found = self._files.current()
+            found = self._files.soon(_LOOK_SECONDS)
             if found is self._given:
                 return None
             self._given = found

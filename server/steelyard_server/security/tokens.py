@@ -16,6 +16,7 @@ import jwt
 from steelyard_server.security.errors import Refused
 from steelyard_server.security.evidence import Evidence, Hashed, Proven
 from steelyard_server.security.keys import Key, Keys
+from steelyard_server.security.watched import Watched
 
 _MAX_TOKEN = 16 << 10
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
@@ -50,6 +51,10 @@ class Jwts:
     ) -> None:
         self._rules, self._keys, self._executor, self._clock = rules, keys, executor, clock
         self._refreshing: asyncio.Future[None] | None = None
+
+    @property
+    def files(self) -> list[Watched[Any]]:
+        return self._keys.files
 
     async def prove(self, token: str) -> Proven:
         """Refused where anything about the token is not as the rules say."""

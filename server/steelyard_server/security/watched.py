@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from steelyard_server.log import logger
 
@@ -15,6 +16,8 @@ T = TypeVar("T")
 _SETTLED_SECONDS = 2.0
 """A file may change again without another time of change, within the grain of the clock that marks it: one that has
 changed this recently is read again to be sure."""
+
+_LOOK_SECONDS = 1.0
 
 _log = logger(__name__)
 
@@ -31,15 +34,13 @@ class Watched(Generic[T]):
         what: str,
         paths: Sequence[Path],
         load: Callable[[Sequence[bytes]], T],
-        every: float = 0.0,
     ) -> None:
-        """`load` gets the contents in the order of `paths`. `every`: seconds for which nothing is looked at again."""
-        self._what, self._paths, self._load, self._every = what, list(paths), load, every
+        """`load` gets the contents in the order of `paths`."""
+        self._what, self._paths, self._load = what, list(paths), load
         self._lock = threading.Lock()
         self._marks = self._look()
         self._contents = [path.read_bytes() for path in self._paths]
         self._settled = self._is_settled()
-        self._next = time.monotonic() + every
         self._value = load(self._contents)
         self._loaded = self._contents
         self.generation = 0
@@ -51,18 +52,29 @@ class Watched(Generic[T]):
     def paths(self) -> Sequence[Path]:
         return self._paths
 
+    @property
+    def value(self) -> T:
+        """What is in force. Looks at no file, and so waits for none."""
+        return self._value
+
     def current(self) -> T:
-        """What is in force. Costs a look at each file, once in `every` seconds; never raises."""
-        # Whoever finds another thread looking goes on with what is there.
-        if time.monotonic() >= self._next and self._lock.acquire(blocking=False):
+        """What is in force after a look at each file, which may take as long as their file system likes; never raises.
+        Whoever finds another thread looking goes on with what is there."""
+        if self._lock.acquire(blocking=False):
             try:
                 self._refresh()
             finally:
                 self._lock.release()
         return self._value
 
+    def soon(self, seconds: float) -> T:
+        """As `current`, where the look takes no longer than that; else what is in force meanwhile."""
+        looking = threading.Thread(target=self.current, name="file look", daemon=True)
+        looking.start()
+        looking.join(seconds)
+        return self._value
+
     def _refresh(self) -> None:
-        self._next = time.monotonic() + self._every
         try:
             marks = self._look()
             if marks == self._marks and self._settled:
@@ -105,3 +117,23 @@ class Watched(Generic[T]):
     def _is_settled(self) -> bool:
         newest = max((mark[2] for mark in self._marks), default=0)
         return abs(time.time_ns() - newest) > _SETTLED_SECONDS * 1e9
+
+
+class Looking:
+    """Looks at files about every second, each on a thread of its own: a file system that hangs holds up nobody else,
+    and no exit."""
+
+    def __init__(self, files: Sequence[Watched[Any]]) -> None:
+        self._stopping = threading.Event()
+        for one in files:
+            threading.Thread(target=self._look, args=(one,), name="file watch", daemon=True).start()
+
+    def close(self) -> None:
+        """Waits for nothing: a look may never end."""
+        self._stopping.set()
+
+    def _look(self, files: Watched[Any]) -> None:
+        while not self._stopping.wait(_LOOK_SECONDS):
+            # Nobody looks any more where this raises, as it may where a log cannot be written.
+            with contextlib.suppress(Exception):
+                files.current()

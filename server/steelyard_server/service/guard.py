@@ -152,6 +152,7 @@ class Guard(grpc.aio.ServerInterceptor):
         over it."""
         if call.open:
             return Admitted()
+        generation = self._gatekeeper.generation
         who, evidence = await self._gatekeeper.identify(call.method, context)
         caller.set(who)
         if evidence is not None:
@@ -165,7 +166,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 f"principal {who.principal!r} is over its quota of {part} a second; try again in {wait:.3f} s",
                 retry_after=wait,
             )
-        return Admitted(who, evidence, account, self._gatekeeper.seen)
+        return Admitted(who, evidence, account, generation)
 
     def _still(self, admitted: Admitted) -> tuple[Caller | None, Account | None]:
         """Who was admitted, as they are known by now: they may have taken their time to send what they ask for."""
