@@ -79,6 +79,9 @@ REFUSED: dict[str, dict[str, Any]] = {
     "/storage/folder": {"insecure": True, "storage": {"folder": "../other"}},
     "app.kubernetes.io/name": {"insecure": True, "podLabels": {"app.kubernetes.io/name": "a"}},
     "/fullnameOverride": {"insecure": True, "fullnameOverride": "1st.sampler"},
+    "three different ports": {"insecure": True, "ports": {"grpc": 7078}},
+    "a folder of its own": {"insecure": True, "backup": {**BACKUP, "to": "/tmp"}},  # noqa: S108
+    "'checksum/config'": {"insecure": True, "podAnnotations": {"checksum/config": "a"}},
     "/runAsUser": {"insecure": True, "runAsUser": 0},
     "issuerRef.name": {"tls": {"certManager": {"enabled": True}}},
 }
@@ -175,14 +178,19 @@ def fixed(path: Path) -> dict[tuple[str, str], Any]:
 def refusals(out: Path) -> str:
     with helm_python.Chart.load(str(CHART)) as chart:
         for word, given in REFUSED.items():
-            try:
-                chart.render(given, name=RELEASE, namespace=NAMESPACE)
-            except helm_python.HelmError as error:
-                if word not in str(error):
-                    raise WrongError(f"expected {given} to be refused with {word!r}, got {error}") from None
-            else:
-                raise WrongError(f"expected {given} to be refused with {word!r}, got manifests")
-    return f"{len(REFUSED)} values that are refused"
+            refused(chart, word, given, RELEASE)
+        refused(chart, "a name that begins with a letter", {"insecure": True}, "1st")
+    return f"{len(REFUSED) + 1} values that are refused"
+
+
+def refused(chart: helm_python.Chart, word: str, given: dict[str, Any], release: str) -> None:
+    try:
+        chart.render(given, name=release, namespace=NAMESPACE)
+    except helm_python.HelmError as error:
+        if word not in str(error):
+            raise WrongError(f"expected {given} to be refused with {word!r}, got {error}") from None
+    else:
+        raise WrongError(f"expected {given} to be refused with {word!r}, got manifests")
 
 
 def kubernetes(out: Path) -> str:

@@ -292,11 +292,16 @@ def test_while_a_backup_is_brought_back_no_server_runs_and_the_next_one_has_the_
     assert restoring.one("StatefulSet")["spec"]["replicas"] == 0
     assert restored.one("StatefulSet")["spec"]["replicas"] == 1
     assert not restored.all("Job")
+    assert [chart.one("CronJob")["spec"]["suspend"] for chart in (restoring, restored)] == [True, False]
     pod = restoring.one("Job")["spec"]["template"]["spec"]
     [container] = pod["containers"]
     assert container["args"][-2:] == ["--data-dir", tomllib.loads(restored.toml)["data_dir"]]
     claims = {volume["name"]: volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"][:1]}
     assert claims == {"data": f"data-{restoring.one('StatefulSet')['metadata']['name']}-0"}
+    shut = [policy["spec"] for policy in restoring.all("NetworkPolicy")]
+    labels = restoring.one("Job")["spec"]["template"]["metadata"]["labels"]
+    [own] = [spec for spec in shut if spec["podSelector"]["matchLabels"].items() <= labels.items()]
+    assert (own["ingress"], own["egress"]) == ([], [])
     keeping = {"nodeSelector", "tolerations", "securityContext", "imagePullSecrets"}
     assert {key: pod[key] for key in keeping} == {key: restored.pod[key] for key in keeping}
 

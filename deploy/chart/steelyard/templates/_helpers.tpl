@@ -61,6 +61,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and (not $tls) (not .Values.insecure) -}}
 {{- fail "expected tls.existingSecret, tls.certManager.enabled or insecure, got none of them: the server speaks no plaintext unless told so" -}}
 {{- end -}}
+{{- $name := include "steelyard.fullname" . -}}
+{{- if not (regexMatch "^[a-z]" $name) -}}
+{{- fail (printf "expected a name that begins with a letter, as those of Services do, got %q: give the release another, or set fullnameOverride" $name) -}}
+{{- end -}}
+{{- with .Values.ports -}}
+{{- if or (eq (int .grpc) (int .http)) (eq (int .grpc) (int .health)) (eq (int .http) (int .health)) -}}
+{{- fail (printf "expected three different ports, got %v" .) -}}
+{{- end -}}
+{{- end -}}
 {{- if and $tls .Values.insecure -}}
 {{- fail "expected either a certificate (tls) or insecure, got both" -}}
 {{- end -}}
@@ -111,6 +120,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- if and (hasPrefix "/" .Values.backup.to) (not .Values.backup.existingClaim) (not (hasPrefix "/var/lib/steelyard/" .Values.backup.to)) -}}
 {{- fail (printf "expected backup.existingClaim, to be mounted at backup.to, got none, and nothing can be written at %q" .Values.backup.to) -}}
+{{- end -}}
+{{- if and .Values.backup.existingClaim (has (clean .Values.backup.to) (list "/" "/tmp" "/etc" "/etc/steelyard" "/var" "/var/lib" "/var/lib/steelyard")) -}}
+{{- fail (printf "expected backup.to to be a folder of its own, at which backup.existingClaim is mounted, got %q" .Values.backup.to) -}}
 {{- end -}}
 {{- if and .Values.backup.existingClaim (not (hasPrefix "/" .Values.backup.to)) -}}
 {{- fail (printf "expected backup.to to be the folder at which backup.existingClaim is mounted, got %q" .Values.backup.to) -}}
