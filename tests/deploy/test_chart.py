@@ -302,7 +302,10 @@ def test_while_a_backup_is_brought_back_no_server_runs_and_the_next_one_has_the_
     labels = restoring.one("Job")["spec"]["template"]["metadata"]["labels"]
     [own] = [spec for spec in shut if spec["podSelector"]["matchLabels"].items() <= labels.items()]
     assert (own["ingress"], own["egress"]) == ([], [])
-    keeping = {"nodeSelector", "tolerations", "securityContext", "imagePullSecrets"}
+    keeping = {"nodeSelector", "tolerations", "securityContext", "imagePullSecrets", "priorityClassName"}
+    nodes = restored.pod["affinity"]["nodeAffinity"]
+    job = restored.one("CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert pod["affinity"] == job["affinity"] == {"nodeAffinity": nodes}
     assert {key: pod[key] for key in keeping} == {key: restored.pod[key] for key in keeping}
 
 

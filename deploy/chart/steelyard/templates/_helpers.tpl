@@ -187,8 +187,8 @@ seccompProfile:
   type: RuntimeDefault
 {{- end -}}
 
-{{/* Which nodes a pod may be on: the same for all that need the volume or the server's neighbourhood. */}}
-{{- define "steelyard.placement" -}}
+{{/* Which nodes a pod may be on: the same for the server and for what works for it. */}}
+{{- define "steelyard.nodes" -}}
 {{- with .Values.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
@@ -197,12 +197,15 @@ nodeSelector:
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .Values.affinity }}
+{{- end -}}
+
+{{/* The same for a Job: what the server asks of other pods is not asked for it. */}}
+{{- define "steelyard.jobNodes" -}}
+{{- include "steelyard.nodes" . }}
+{{- with (default dict .Values.affinity).nodeAffinity }}
 affinity:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .Values.priorityClassName }}
-priorityClassName: {{ . }}
+  nodeAffinity:
+    {{- toYaml . | nindent 4 }}
 {{- end }}
 {{- end -}}
 
