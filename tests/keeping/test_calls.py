@@ -116,6 +116,7 @@ def written_by_the_version_before(folder: Path) -> Path:
         wheel.extractall(folder / "wheel")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder / "wheel"))
+        patch.delenv("STEELYARD_POWER")  # no setting of a server
         process = ServerProcess(folder, kernels="numpy")
         process.start()
         try:

@@ -41,7 +41,8 @@ class LockFile:
     def release(self) -> None:
         """Lets others in. Idempotent."""
         if self._descriptor >= 0:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            with contextlib.suppress(OSError):  # closing it lets go of it too
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             self._forget()
 
     def _forget(self) -> None:
