@@ -9,6 +9,7 @@
 #   make faults [ONLY="disk full" ROUNDS=20 MINUTES=5 KEEP=1]   disturb servers under load; KEEP: and write
 #                tests/robustness/README.md, as with make soak and make powercut
 #   make fuzz MINUTES=15   fuzz every handler; with atheris where it has a wheel for this Python (3.11 to 3.13, Linux)
+#   make objects   back up to a server that speaks S3, and restore from there
 #   make gen     generate code from proto/, METHODS.md from the methods, and METRICS.md
 #   make monitoring   the alert rules and the dashboard
 #   make promtool     Prometheus and its rule checker from Debian's archive, unpacked into .venv: nothing is installed
@@ -42,7 +43,7 @@ MINUTES ?= 5
 SOURCES := client server tests proto $(wildcard trainer_example deploy)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench peers plots crash faults powercut soak fuzz gen release-schema clean lint types generated schema kernels monitoring promtool image lock deploy-check
+.PHONY: demo test check bench peers plots crash faults powercut soak fuzz objects gen release-schema clean lint types generated schema kernels monitoring promtool image lock deploy-check
 
 demo: $(VENV)/ready
 	$(PY) trainer_example/demo.py
@@ -100,6 +101,11 @@ deploy-check: $(VENV)/deploy/ready $(VENV)/ready
 fuzz: $(VENV)/ready
 	$(PY) $(PIP_INSTALL) --group fuzz || echo "fuzz: atheris has no wheel for this Python; searching at random" >&2
 	$(PY) tests/robustness/fuzz/run.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# moto keeps the objects in memory and answers on loopback.
+objects: $(VENV)/ready
+	$(PY) $(PIP_INSTALL) --group objects
+	$(PY) -m pytest tests/keeping/test_object_store.py $(ARGS)
 
 powercut: $(VENV)/ready
 	$(PY) tests/robustness/faults/run.py --only "power cut" $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(KEEP),--keep)
