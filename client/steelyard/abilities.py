@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import grpc
 from google.protobuf import descriptor_pb2
+from google.protobuf.message import DecodeError
 
 from steelyard.v1 import server_pb2
 
@@ -36,7 +37,7 @@ def of_schema(channel: grpc.Channel, timeout: float) -> Abilities:
     """Those of a server that knows no GetServer, by the schema that it shows by reflection."""
     try:
         messages = _messages(channel, timeout)
-    except (grpc.RpcError, ValueError):
+    except (grpc.RpcError, ValueError, DecodeError):
         return Abilities(frozenset(), known=False)
     names = {
         ability

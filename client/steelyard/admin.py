@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import grpc
-
-from steelyard import forking
+from steelyard.answers import answers
 from steelyard.arguments import seconds
-from steelyard.calling import metadata
-from steelyard.channel import errors_of, explained, told_in_words
-from steelyard.errors import DeadlineExceeded, SteelyardError, from_rpc_error
+from steelyard.errors import SteelyardError
 from steelyard.transport import Transport
 from steelyard.v1 import admin_pb2 as pb
 
@@ -102,7 +97,11 @@ class Admin:
         report: CheckReport | None = None
         with self._patient(timeout) as transport:
             # To the end, also after the report: the server counts a call that is left before as cancelled.
-            for message in _messages(transport, pb.CheckRequest(deep=deep)):
+            request = pb.CheckRequest(deep=deep)
+            transport.abilities(
+                _CHECKING
+            )  # a call that waits for the server, or tells why there is no connection
+            for message in answers(transport, lambda to: to.admin.Check, request, _CHECKING):
                 match message.WhichOneof("said"):
                     case "progress":
                         on_progress(message.progress)
@@ -123,43 +122,6 @@ class Admin:
             yield transport
         finally:
             transport.close()
-
-
-def _messages(transport: Transport, request: pb.CheckRequest) -> Iterator[pb.CheckResponse]:
-    with transport.stubs(_CHECKING) as stubs:
-        with errors_of(transport.address, _CHECKING, transport.timeout, transport.credentials):
-            # Where there are credentials, gRPC would wait for a handshake that can never succeed, and say nothing.
-            known = transport.credentials is None
-            call = stubs.admin.Check(request, wait_for_ready=known, metadata=metadata())
-        forking.keep(call)
-        try:
-            while (response := _next(call, transport)) is not None:
-                yield response
-        finally:
-            call.cancel()
-
-
-def _next(call: Any, transport: Transport) -> pb.CheckResponse | None:
-    """The next message, None at the end. gRPC knows a deadline for a call, and none for a message."""
-    late = threading.Event()
-
-    def give_up() -> None:
-        late.set()
-        call.cancel()
-
-    timer = threading.Timer(transport.timeout, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        response: pb.CheckResponse | None = next(call, None)
-    except grpc.RpcError as error:
-        failure = told_in_words(from_rpc_error(error), transport.address, transport.credentials)
-        if late.is_set():
-            failure = DeadlineExceeded("no message came")
-        raise explained(failure, transport.address, _CHECKING, transport.timeout) from None
-    finally:
-        timer.cancel()
-    return response
 
 
 def _figures(report: pb.CheckReport) -> dict[str, int]:

@@ -213,7 +213,7 @@ def why_not(channel: grpc.Channel, address: str, credentials: Credentials | None
         check(b"", timeout=_WHY_SECONDS)
     except grpc.RpcError as error:
         failure = from_rpc_error(error)
-        if handshake.NOT_CONNECTED in str(failure):
+        if any(words in str(failure) for words in handshake.UNSENT):
             return str(told_in_words(failure, address, credentials))
     except ValueError:
         pass  # closed meanwhile

@@ -6,19 +6,16 @@ A run is the fold of its events: the batches of another run that was given the s
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 
-from steelyard import forking, wire
-from steelyard.calling import metadata
-from steelyard.channel import errors_of, explained, told_in_words
+from steelyard import wire
+from steelyard.answers import answers
 from steelyard.errors import (
     Aborted,
     DataLoss,
@@ -26,7 +23,6 @@ from steelyard.errors import (
     HandshakeFailed,
     Internal,
     Unavailable,
-    from_rpc_error,
 )
 from steelyard.handshake import NOT_CONNECTED
 from steelyard.info import Staleness, mix_of, staleness_of
@@ -281,12 +277,13 @@ def _events(transport: Transport, request: pb.StreamEventsRequest, purpose: str)
     """Those of one call: messages put together."""
     parts: list[Event] = []
     try:
-        for message in _messages(transport, request, purpose):
-            event = _unpack(message, purpose)
-            if parts and parts[0].record != event.record:
-                yield _joined(parts)
-                parts = []
-            parts.append(event)
+        for answer in answers(transport, lambda to: to.events.StreamEvents, request, purpose):
+            for message in answer.events:
+                event = _unpack(message, purpose)
+                if parts and parts[0].record != event.record:
+                    yield _joined(parts)
+                    parts = []
+                parts.append(event)
     except DataLoss:
         # What precedes the damage is whole, and right.
         if parts:
@@ -294,43 +291,6 @@ def _events(transport: Transport, request: pb.StreamEventsRequest, purpose: str)
         raise
     if parts:
         yield _joined(parts)
-
-
-def _messages(transport: Transport, request: pb.StreamEventsRequest, purpose: str) -> Iterator[pb.Event]:
-    with transport.stubs(purpose) as stubs:
-        with errors_of(transport.address, purpose, transport.timeout, transport.credentials):
-            call = stubs.events.StreamEvents(
-                request, wait_for_ready=not transport.secure, metadata=metadata()
-            )
-        forking.keep(call)
-        try:
-            while (response := _next(call, transport, purpose)) is not None:
-                yield from response.events
-        finally:
-            call.cancel()
-
-
-def _next(call: Any, transport: Transport, purpose: str) -> pb.StreamEventsResponse | None:
-    """The next message of a call, None at its end. gRPC knows a deadline for a call, and none for a message."""
-    late = threading.Event()
-
-    def give_up() -> None:
-        late.set()
-        call.cancel()
-
-    timer = threading.Timer(transport.timeout, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        response: pb.StreamEventsResponse | None = next(call, None)
-    except grpc.RpcError as error:
-        failure = told_in_words(from_rpc_error(error), transport.address, transport.credentials)
-        if late.is_set():
-            failure = DeadlineExceeded("no message came")
-        raise explained(failure, transport.address, purpose, transport.timeout) from None
-    finally:
-        timer.cancel()
-    return response
 
 
 # ---- messages to values ----

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from pathlib import Path
 
 import grpc
@@ -13,6 +15,9 @@ from steelyard.errors import InvalidArgument
 NOT_CONNECTED = "failed to connect to all addresses"
 UNTOLD = "metadata from plugin failed"
 """gRPC's words for a call that was not made, because its token could not be read."""
+UNSENT = (NOT_CONNECTED, UNTOLD, "DNS resolution failed", "errors resolving ")
+"""In gRPC's words for a call that did not leave this process."""
+_PROBE_SECONDS = 1.0
 
 
 def channel_credentials(credentials: Credentials | None, address: str) -> grpc.ChannelCredentials | None:
@@ -34,10 +39,10 @@ def explained(text: str, credentials: Credentials | None, address: str) -> str |
     if not text.startswith(NOT_CONNECTED) or "onnection refused" in text:
         return None
     if credentials is None or not credentials.secure:
-        if "Socket closed" in text and not address.startswith("unix:"):
+        if ("Socket closed" in text or "onnection reset" in text) and speaks_tls(address):
             return (
-                f"{address} closed the connection before it was one: it may speak TLS, and this client was given no "
-                "credentials (steelyard.Credentials, STEELYARD_CA)"
+                f"{address} speaks TLS, and this client was given no credentials (steelyard.Credentials, "
+                "STEELYARD_CA)"
             )
         return None
     name = credentials.server_name or address.rpartition(":")[0].strip("[]")
@@ -72,6 +77,30 @@ def explained(text: str, credentials: Credentials | None, address: str) -> str |
     if "handshake failed" in text.lower():
         return f"no TLS with {address}: {_reason(text)}"
     return None
+
+
+def speaks_tls(address: str) -> bool:
+    """Whether what listens there answers the begin of a TLS handshake as such. Else a proxy whose server is not there
+    yet, which takes connections and closes them, would be taken for one."""
+    import ssl  # here: who is answered needs none of it
+
+    if address.startswith("unix:"):
+        return False
+    host, _, port = address.rpartition(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is told or believed
+    hello = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), hello).do_handshake()
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), _PROBE_SECONDS) as asked:
+            asked.settimeout(_PROBE_SECONDS)
+            asked.sendall(hello.read())
+            answer = asked.recv(3)
+    except (OSError, ValueError):
+        return False
+    # A record of TLS: an alert or a handshake, and the major version.
+    return answer[:1] in (b"\x15", b"\x16") and answer[1:2] == b"\x03"
 
 
 def _tls(credentials: Credentials) -> grpc.ChannelCredentials:

@@ -27,10 +27,11 @@ from steelyard.errors import (
     PermissionDenied,
     ResourceExhausted,
     SteelyardError,
+    Unauthenticated,
     Unavailable,
     Unimplemented,
 )
-from steelyard.handshake import NOT_CONNECTED, UNTOLD, check_token
+from steelyard.handshake import UNSENT, check_token
 from steelyard.v1 import (
     admin_pb2_grpc,
     datasets_pb2_grpc,
@@ -156,13 +157,13 @@ class Transport:
         pauses = _pauses()
         while True:
             try:
-                return self._until(method, request, purpose, (*own, (INSTANCE, str(abilities.instance))))
-            except DeadlineExceeded as error:
-                if broke is None:
+                shown = (*own, (INSTANCE, str(abilities.instance)))
+                return self._until(method, request, purpose, shown, by=None if broke is None else limit)
+            except (DeadlineExceeded, ResourceExhausted, Unauthenticated, PermissionDenied) as error:
+                # None of them is what came of the first time: they are said before it is looked for.
+                if broke is None or (isinstance(error, ResourceExhausted) and error.retry_after is None):
                     raise
-                raise DeadlineExceeded(
-                    f"{broke}; it may have been done or not; asked again: {error}"
-                ) from None
+                raise type(error)(f"{broke}; it may have been done or not; asked again: {error}") from None
             except Unavailable as error:
                 pause = max(next(pauses), error.retry_after or 0.0)
                 # What the server answered it would answer again, since it does this once; unless it did nothing.
@@ -189,30 +190,33 @@ class Transport:
         own: Metadata,
         *,
         repeatable: bool = False,
+        by: float | None = None,
     ) -> ResponseT:
-        """One call, made until the server has taken it; until it is answered, where it is repeatable."""
+        """One call, made until the server has taken it; until it is answered, where it is repeatable. `by`: when it is
+        sent at the latest, of one that was sent before: a server that has forgotten that would do it again."""
         deadline = time.monotonic() + self.timeout
+        last = deadline if by is None else min(deadline, by)
         pauses, handshakes = _pauses(), 0
         refused: ResourceExhausted | None = None
         while True:
-            self._await_token(purpose, deadline)
+            self._await_token(purpose, last)
             try:
                 left = max(deadline - time.monotonic(), 0.001)
-                return self._try(method, request, purpose, own, left)
+                return self._try(method, request, purpose, own, left, wait=by is None)
             except HandshakeFailed:
                 handshakes += 1
                 pause = next(pauses)
-                if (handshakes >= _HANDSHAKES and not self._proven) or time.monotonic() + pause > deadline:
+                if (handshakes >= _HANDSHAKES and not self._proven) or time.monotonic() + pause > last:
                     raise
             except Unavailable as error:
                 unanswered = repeatable and (
                     error.code == _LET_GO or any(words in str(error) for words in _ENDED)
                 )
-                unsent = NOT_CONNECTED in str(error) or UNTOLD in str(error)
+                unsent = any(words in str(error) for words in UNSENT)
                 if not unanswered and not unsent:
                     raise
                 handshakes, pause = 0, next(pauses)
-                if time.monotonic() + pause > deadline:
+                if time.monotonic() + pause > last:
                     kind = "answer of" if unanswered else "connection with"
                     raise DeadlineExceeded(
                         f"{purpose}: no {kind} {self.address} within {self.timeout:g} s: {error}"
@@ -224,7 +228,7 @@ class Transport:
                     raise
                 refused = error
                 pause = max(error.retry_after, next(pauses))
-                if time.monotonic() + pause > deadline:
+                if time.monotonic() + pause > last:
                     raise
             time.sleep(pause)
 
@@ -252,8 +256,8 @@ class Transport:
 
     @property
     def proven(self) -> bool:
-        """Whether the server is known to be spoken to as it should: by TLS that works, or by none."""
-        return not self.secure or self._proven
+        """Whether the server is known to be spoken to as it should, by TLS that works or by none: it has answered."""
+        return self._proven
 
     @contextmanager
     def stubs(self, purpose: str) -> Iterator[Stubs]:
@@ -262,7 +266,9 @@ class Transport:
         try:
             yield stubs
         finally:
-            self._channels.give_back(stubs.channel, broken=False)
+            # Not by a forked child, which may let go of its parent's.
+            if forking.allowed():
+                self._channels.give_back(stubs.channel, broken=False)
 
     def _try(
         self,
@@ -271,16 +277,17 @@ class Transport:
         purpose: str,
         own: Metadata,
         timeout: float,
+        *,
+        wait: bool,
     ) -> ResponseT:
         with self.stubs(purpose) as stubs:
             # A server that is being started, or started again, is waited for within the deadline. Not by gRPC where
-            # there is TLS: it would wait for a handshake that can never succeed, too, such as one by certificates that
-            # have been replaced since, and say nothing of it.
+            # there is TLS, or may be: it would wait for a handshake that can never succeed, too, such as one by
+            # certificates that have been replaced since, and say nothing of it.
+            ready = wait and self._proven and not self.secure
             try:
                 with errors_of(self.address, purpose, self.timeout, self.credentials):
-                    answer = method(stubs)(
-                        request, timeout=timeout, metadata=own, wait_for_ready=not self.secure
-                    )
+                    answer = method(stubs)(request, timeout=timeout, metadata=own, wait_for_ready=ready)
             except DeadlineExceeded as error:
                 raise self._with_reason(error, stubs.channel) from None
             except Unavailable:

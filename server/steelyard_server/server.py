@@ -64,6 +64,8 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._calls = ThreadPoolExecutor(settings.call_threads, thread_name_prefix="call")
+        # A backup, a check, and two that list: as long as it takes, and no other call waits for them.
+        self._keeping = ThreadPoolExecutor(4, thread_name_prefix="keeping")
         self._health = health.aio.HealthServicer()
         self._http: HttpEndpoint | None = None
         self._port: HealthPort | None = None
@@ -219,7 +221,8 @@ class Server:
             self._thread.join(_STOP_SECONDS)
         if not self._thread.is_alive():
             self._loop.close()
-        self._calls.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._calls, self._keeping):
+            threads.shutdown(wait=False, cancel_futures=True)
         if self._disk is not None:
             self._disk.close()
         try:
@@ -249,7 +252,14 @@ class Server:
         observe = Observe(self._metrics, self._traces)
         self.guard = Guard(self._settings, self._gatekeeper, self._catalog.dataset_of)
         self._grpc = edge.build(
-            self._settings, self._catalog, self._backups, self._calls, self._health, self.guard, [observe]
+            self._settings,
+            self._catalog,
+            self._backups,
+            self._calls,
+            self._keeping,
+            self._health,
+            self.guard,
+            [observe],
         )
         await self._report_health()
         credentials = None if self.tls is None else self.tls.credentials

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -164,14 +165,44 @@ def test_a_handshake_that_fails_is_told_in_words_long_before_the_deadline(secure
 
 def test_plaintext_to_tls_and_tls_to_plaintext_say_so(secured, authority, tmp_path):
     address = secured.start()
-    with (
-        steelyard.connect(address, timeout=1.0) as client,
-        pytest.raises(steelyard.DeadlineExceeded, match="it may speak TLS"),
-    ):
-        client.list_runs()
+    asks = (
+        lambda client: client.list_runs(),
+        lambda client: client.delete_run("r"),
+        lambda client: list(steelyard.run.Run(client, "r").events()),
+        lambda client: client.admin.check(timeout=60),
+        lambda client: steelyard.run.Run(client, "r").join(timeout=60),
+    )
+    for ask in asks:
+        began = time.monotonic()
+        with (
+            steelyard.connect(address, timeout=60.0) as client,
+            pytest.raises(steelyard.Unavailable) as unmet,
+        ):
+            ask(client)
+        assert time.monotonic() - began < 20
+        assert f"{address} speaks TLS, and this client was given no credentials" in str(unmet.value)
     with steelyard.local(tmp_path / "plain", kernels="numpy") as plain:
         told = refused(plain.address, Credentials(ca=authority.file))
     assert told == f"{plain.address} does not speak TLS: a server without TLS, or another service"
+
+
+def test_who_closes_connections_and_speaks_no_tls_is_waited_for(tmp_path):
+    """As a proxy does whose server is not there yet."""
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        port, refusals = proxy.getsockname()[1], 6
+
+        def refuse() -> None:
+            for _ in range(refusals):
+                proxy.accept()[0].close()
+            proxy.close()
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        with steelyard.connect(f"127.0.0.1:{port}", timeout=60.0) as client:
+            waiting = ThreadPoolExecutor(1).submit(client.list_runs)
+            thread.join(60)
+            with steelyard.local(tmp_path / "late", kernels="numpy", listen=f"127.0.0.1:{port}"):
+                assert waiting.result(60) == []
 
 
 def test_files_that_are_no_good_are_named_before_anything_is_sent(authority, tmp_path):

@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -414,3 +415,22 @@ def test_scheduled_backups_are_made_and_the_older_ones_removed(tmp_path: Path, e
         assert 1 <= len(place.names()) <= 3
     assert 1 <= len(place.names()) <= 3
     assert restore(str(tmp_path / "backups"), tmp_path / "restored").datasets[0].name == "text"
+
+
+def test_other_calls_do_not_wait_for_a_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    under_way, go_on = threading.Event(), threading.Event()
+
+    def backup(self: Keeper, to: str = "") -> None:
+        under_way.set()
+        go_on.wait(30)
+        raise RefusedError("tried")
+
+    monkeypatch.setattr(Keeper, "backup", backup)
+    local = steelyard.local(tmp_path / "data", kernels="numpy", call_threads=1)
+    with local as client, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.admin.backup, timeout=30)
+        assert under_way.wait(20)
+        assert client.list_datasets() == []
+        go_on.set()
+        with pytest.raises(steelyard.FailedPrecondition, match="tried"):
+            asked.result(30)

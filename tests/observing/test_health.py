@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import http.client
 import os
+import socket
 import threading
 import time
 import urllib.error
@@ -251,3 +253,30 @@ def test_who_watches_hears_that_it_drains_before_anything_is_refused(watched, mo
         monkeypatch.setattr(catalog, "close", told)
         assert server.server.stop()
     assert heard == {"port": NOT_SERVING, "main": NOT_SERVING}
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+def test_http_is_served_on_an_ipv6_address(watched):
+    server = watched(http="[::1]:0")
+    assert server.server.http_address.startswith("[::1]:")
+    assert server.get("/readyz") == (200, "OK\n")
+
+
+def test_who_opens_more_connections_than_http_takes_is_refused_and_those_after_are_served(
+    watched, eventually, monkeypatch
+):
+    monkeypatch.setattr("steelyard_server.service.http._MOST_REQUESTS", 3)
+    server = watched()
+    host, _, port = server.server.http_address.rpartition(":")
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            idle = stack.enter_context(socket.create_connection((host, int(port)), 20))
+            idle.sendall(b"GET /readyz")
+        last = stack.enter_context(socket.create_connection((host, int(port)), 20))
+        assert last.recv(10) == b""
+
+    def served():
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return server.get("/readyz")[0] == 200
+
+    eventually(served)

@@ -40,7 +40,7 @@ def served() -> dict[str, grpc.RpcMethodHandler]:
             cast("Any", grpc.aio).server = heard
             try:
                 health = edge.health.aio.HealthServicer()
-                edge.build(settings, cast("Any", _NoCatalog), cast("Any", None), calls, health, guard)
+                edge.build(settings, cast("Any", _NoCatalog), cast("Any", None), calls, calls, health, guard)
             finally:
                 cast("Any", grpc.aio).server = real
 

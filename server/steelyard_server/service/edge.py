@@ -71,11 +71,13 @@ def build(
     catalog: Catalog,
     keeper: Keeper,
     calls: Executor,
+    keeping: Executor,
     health_servicer: health.aio.HealthServicer,
     guard: Guard,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> grpc.aio.Server:
-    """The server, not yet bound. Unary calls are answered on `calls`; `interceptors`: the outermost first, outside of
+    """The server, not yet bound. Unary calls are answered on `calls`, those that may take hours on
+    `keeping`; `interceptors`: the outermost first, outside of
     the guard.
 
     For the event loop that is to run it.
@@ -92,7 +94,7 @@ def build(
     events = offloaded(EventService(catalog), calls)
     events_pb2_grpc.add_EventServiceServicer_to_server(events, server)
     trainer_pb2_grpc.add_TrainerServiceServicer_to_server(TrainerService(catalog), server)
-    admin = offloaded(AdminService(keeper), calls)
+    admin = offloaded(AdminService(keeper), keeping)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     # Both for admins alone where there is an access file (security/rules.py).
