@@ -85,6 +85,20 @@ def test_a_stream_is_told_of_when_it_ends_with_its_run_and_rank(watched, calls, 
     assert (line["run"], line["rank"], line["code"], line["level"]) == ("r", 0, "OK", "info")
 
 
+def test_a_name_that_would_move_a_terminals_cursor_is_escaped(watched, calls, raw_of, eventually):
+    bare = raw_of(watched().server.address)
+    name = "a\x1b[2J\u2028b\nc" + "\x9b" * 500
+    with contextlib.suppress(grpc.RpcError):
+        bare.runs.GetRun(runs_pb2.GetRunRequest(name=name), timeout=20)
+    trainer = bare.trainer()
+    trainer.send(join=trainer_pb2.Join(run=name, world_size=1, attempt="a", session="s"))
+    assert trainer.end() is not None
+    found = eventually(lambda: len(lines := calls(code="NOT_FOUND")) == 2 and lines)
+    for line in found:
+        assert line["run"].startswith(r"a\x1b[2J\u2028b\nc\x9b")
+        assert line["run"].isprintable()
+
+
 def test_a_slow_call_and_one_that_is_our_fault_are_warnings(watched, calls, monkeypatch, eventually):
     server = watched()
     client = steelyard.connect(server.server.address)

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import steelyard
 from steelyard.v1 import datasets_pb2, runs_pb2
@@ -113,6 +114,9 @@ def test_streams_are_counted_while_they_are_open(watched, raw_of, eventually):
     trainers = [raw_of(server.server.address).trainer() for _ in range(3)]
     for rank, trainer in enumerate(trainers):
         trainer.join("r", rank=rank, world_size=3)
+    # Who watches the health is no trainer.
+    watching = health_pb2_grpc.HealthStub(trainers[0]._channel).Watch(health_pb2.HealthCheckRequest())
+    next(watching)
     scrape = server.scrape()
     train = "/steelyard.v1.TrainerService/Train"
     assert scrape.one("steelyard_streams_open") == 3
@@ -122,6 +126,7 @@ def test_streams_are_counted_while_they_are_open(watched, raw_of, eventually):
     assert trainers[0].end() is None
     trainers[1]._call.cancel()
     eventually(lambda: server.scrape().one("steelyard_streams_open") == 1)
+    watching.cancel()
     ended = server.scrape().all("steelyard_rpc_handled_total", method=train)
     assert ended == {("OK",): 1, ("CANCELLED",): 1}
     assert not server.scrape().all("steelyard_rpc_duration_seconds_count", method=train)

@@ -356,6 +356,46 @@ def test_who_is_known_does_not_wait_for_an_issuer_that_is_away(path, issuer):
         assert asyncio.run(proven(Jwts(RULES, slow, pool))).claims["sub"] == "trainer"
 
 
+def test_a_stranger_waits_for_keys_that_are_being_fetched_no_longer_than_it_is_patient(issuer, monkeypatch):
+    """An issuer that answers byte by byte is never late for its connection's timeout."""
+    monkeypatch.setattr(tokens, "_PATIENCE_SECONDS", 0.1)
+    slow = Slow()
+    with ThreadPoolExecutor(1) as pool:
+        began = time.monotonic()
+
+        async def prove():
+            try:
+                await Jwts(RULES, slow, pool).prove(issuer.token())
+            finally:
+                slow.go_on.set()
+
+        with pytest.raises(Refused, match="token_key_unknown"):
+            asyncio.run(prove())
+        assert time.monotonic() - began < 10
+
+
+def test_keys_are_not_fetched_from_where_their_url_leads_on_to(endpoint, issuer):
+    """That may be plaintext, where whoever stands in between could put keys of their own."""
+    endpoint.document = jwks(("a", issuer))
+
+    class Elsewhere(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(302)
+            self.send_header("Location", endpoint.url)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        fetched = keys.UrlKeys(f"http://127.0.0.1:{server.server_port}/keys", RULES.algorithms)
+        fetched.refresh()
+        thread.join()
+    assert (fetched.away, endpoint.asked) == (True, 0)
+
+
 @pytest.mark.parametrize(
     "answer", [b"", b"HTTP/1.0 200 OK\r\nContent-Length: 90\r\n\r\n{", b"no HTTP at all\r\n\r\n"]
 )

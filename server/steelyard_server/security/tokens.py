@@ -19,6 +19,8 @@ from steelyard_server.security.keys import Key, Keys
 from steelyard_server.security.watched import Watched
 
 _MAX_TOKEN = 16 << 10
+_PATIENCE_SECONDS = 5.0
+"""For which a call waits for keys that are being fetched."""
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (jwt.ExpiredSignatureError, "token_expired"),
     (jwt.InvalidSignatureError, "token_signature"),
@@ -70,7 +72,8 @@ class Jwts:
             fetched = self._refresh()
             # While no newer ones can be had, who is known by those that there are does not wait for them.
             if not keys or not self._keys.away:
-                await asyncio.shield(fetched)
+                # Not for as long as it takes: whoever sends byte by byte is never late for gRPC's or HTTP's timeouts.
+                await asyncio.wait([fetched], timeout=_PATIENCE_SECONDS)
                 keys = self._keys.find(kid, algorithm)
         if not keys:
             raise Refused("token_key_unknown")

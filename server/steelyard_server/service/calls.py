@@ -114,6 +114,12 @@ def offloaded(methods: object, executor: Executor, once: Once | None = None) -> 
     return SimpleNamespace(**handlers)
 
 
+def printable(name: str) -> str:
+    """For the log, which a terminal may show: what would move its cursor or begin a line is escaped."""
+    name = name[:_NAME_CHARACTERS]
+    return name if name.isprintable() else name.encode("unicode_escape").decode()
+
+
 def _say_what(request: Any) -> None:
     """Which run or dataset, and step, a call is about: for every line that is logged on behalf of it."""
     descriptor = request.DESCRIPTOR
@@ -121,7 +127,7 @@ def _say_what(request: Any) -> None:
     spec = descriptor.fields_by_name.get("spec")
     named = request if spec is None else request.spec
     if "name" in named.DESCRIPTOR.fields_by_name:
-        bind_contextvars(**{what: named.name[:_NAME_CHARACTERS]})
+        bind_contextvars(**{what: printable(named.name)})
     step = descriptor.fields_by_name.get("step")
     if step is not None and (not step.has_presence or request.HasField("step")):
         bind_contextvars(step=request.step)

@@ -27,6 +27,7 @@ SLOW_SECONDS = 1.0
 """A unary call that took longer is told of."""
 TAKES_LONG = "/steelyard.v1.AdminService/"
 """Of the methods that begin so, no duration is worth a warning: they read or write all that is stored."""
+TRAIN = "/steelyard.v1.TrainerService/Train"
 UNKNOWN = "unknown"
 """Stands for all methods that the server does not have: their names are the caller's to invent."""
 
@@ -114,7 +115,7 @@ class Observe(grpc.aio.ServerInterceptor):
         metrics, method, began = self._metrics, details.method, time.monotonic()
         code = grpc.StatusCode.UNKNOWN.name
         metrics.in_flight.labels(method).inc()
-        if not unary:
+        if method == TRAIN:
             metrics.streams.inc()
         span = self._traces.begin(method, details.invocation_metadata)
         try:
@@ -133,7 +134,7 @@ class Observe(grpc.aio.ServerInterceptor):
             metrics.handled.labels(method, code).inc()
             if unary:
                 metrics.duration.labels(method).observe(seconds)
-            else:
+            if method == TRAIN:
                 metrics.streams.dec()
             _tell(code, seconds, unary=unary, long=method.startswith(TAKES_LONG))
 

@@ -20,6 +20,7 @@ from steelyard_server.runs.errors import Invalid
 from steelyard_server.runs.messages import Acknowledgement, Credit, Outgoing, Refusal, Report
 from steelyard_server.runs.run import Run
 from steelyard_server.service import convert
+from steelyard_server.service.calls import printable
 from steelyard_server.service.errors import status_of, trailers_of
 
 MAX_UNANSWERED = 1024
@@ -180,7 +181,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         if message.WhichOneof("message") != "join":
             raise Invalid(f"expected Join as the first message; got {message.WhichOneof('message')}")
         join = message.join
-        outbox.joined = {"run": join.run[:128], "rank": join.rank}
+        outbox.joined = {"run": printable(join.run), "rank": join.rank}
         bind_contextvars(**outbox.joined)
         run = self._catalog.run_to_join(join.run, join.fingerprint)
         run.join(convert.join(join), outbox)
