@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from steelyard_server.history.creation import RESTORING
 from steelyard_server.history.errors import StoreBusy
 from steelyard_server.history.lockfile import LockFile
 from steelyard_server.history.store import Snapshot, Store
+from steelyard_server.keeping import offline
 from steelyard_server.keeping.errors import KeepingError, NotWholeError, RefusedError
 from steelyard_server.keeping.manifest import Manifest
 from steelyard_server.keeping.restoring import restore
@@ -128,6 +130,34 @@ def test_a_place_that_cannot_be_written_to_is_refused_in_words(
         restore(str(backed_up[0]), tmp_path / "file")
     with pytest.raises(KeepingError, match="nothing was restored to .*Not a directory"):
         restore(str(backed_up[0]), tmp_path / "file" / "below")
+
+
+def test_a_store_on_a_disk_that_became_read_only_is_checked_and_backed_up(
+    store_dir: Path, mount: Mount, tmp_path: Path
+) -> None:
+    """As an ext4 that met an error makes itself: what is there is to be saved."""
+    disk = mount("disk", *_tmpfs(4 << 20))
+    store = Path(shutil.copytree(store_dir, disk / "data"))
+    ran("mount", "-o", "remount,ro", str(disk))
+    assert offline.check(store, False, 60)[0] == []
+    made = offline.backup(store, str(tmp_path / "backups"), 60)
+    assert restore(str(tmp_path / "backups"), tmp_path / "target").name == made["name"]
+    ran("mount", "-o", "remount,rw", str(disk))
+    (store / "tail").write_bytes(b"acknowledged")
+    ran("mount", "-o", "remount,ro", str(disk))
+    with pytest.raises(RefusedError, match="acknowledged writes are in .*tail alone: copy the folder"):
+        offline.backup(store, str(tmp_path / "backups"), 60)
+
+
+def test_a_folder_on_a_read_only_disk_is_read_by_one_at_a_time_too(mount: Mount) -> None:
+    disk = mount("disk", *_tmpfs(4096))
+    ran("mount", "-o", "remount,ro", str(disk))
+    lock = LockFile(disk, to_read=True)
+    with pytest.raises(StoreBusy, match="is held by process unknown"):
+        LockFile(disk, to_read=True)
+    lock.release()
+    with pytest.raises(OSError, match="Read-only file system"):
+        LockFile(disk)
 
 
 def test_a_link_is_followed_to_a_folder_and_no_further(backed_up: BackedUp, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import weakref
@@ -19,12 +20,13 @@ class LockFile:
     A forked child lets go of its copy at once, or it would hold the directory after its parent was killed.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._descriptor = os.open(directory / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    def __init__(self, directory: Path, *, to_read: bool = False) -> None:
+        """`to_read`: nothing will be written, so a file system that is read-only will do."""
+        self._descriptor = _opened(directory, to_read=to_read)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            holder = _holder(self._descriptor)
             os.close(self._descriptor)
             raise StoreBusy(
                 f"{directory} is held by process {holder}; one process at a time may open it"
@@ -49,6 +51,24 @@ class LockFile:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def _opened(directory: Path, *, to_read: bool) -> int:
+    try:
+        return os.open(directory / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno != errno.EROFS or not to_read:
+            raise
+    # Where it is missing nobody holds it, and nobody can make it.
+    lock = directory / "LOCK"
+    return os.open(lock if lock.exists() else directory, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        return os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+    except OSError:  # of a folder without the file
+        return "unknown"
 
 
 def _forget_all() -> None:

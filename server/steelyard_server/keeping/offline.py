@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,19 @@ _UNLIMITED = 1e12
 
 
 def backup(directory: Path, to: str, seconds: float) -> dict[str, Any]:
-    """As a server makes one. StoreBusy where one holds the directory: ask it instead."""
+    """As a server makes one, also of a disk that has become read-only. StoreBusy where one holds the directory: ask it
+    instead."""
     _must_hold_a_store(directory)
-    # What a killed server left in its tail is in the file then.
-    Store.open(directory).close()
-    lock = LockFile(directory)
+    tail = directory / "tail"
+    if os.access(directory, os.W_OK):
+        # What a killed server left in its tail is in the file then.
+        Store.open(directory).close()
+    elif tail.exists() and tail.stat().st_size:
+        raise RefusedError(
+            f"{directory} cannot be written to, and acknowledged writes are in {tail} alone: copy the folder to a disk "
+            "that can be written to, and back up the copy"
+        )
+    lock = LockFile(directory, to_read=True)
     try:
         task = Task(
             "backup",
@@ -58,7 +67,7 @@ def check(directory: Path, deep: bool, seconds: float) -> tuple[list[dict[str, s
             findings.append(found)
 
     task = Task("check", "the check", directory=str(directory), shared=False, deep=deep, expected=None)
-    lock = LockFile(directory)
+    lock = LockFile(directory, to_read=True)
     try:
         report = task.run(seconds, note)
     except BrokenOffError:
