@@ -223,6 +223,14 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_not_empty(cls, value: object) -> object:
+        # What a variable leaves that was not set: as a folder it would be the one that the server was started in.
+        if value == "":
+            raise ValueError("expected a value; got an empty one")
+        return value
+
     @field_validator("listen")
     @classmethod
     def _listen_is_an_address(cls, value: str) -> str:

@@ -34,6 +34,16 @@ def test_an_embedded_server_does_not_read_the_environment(monkeypatch: pytest.Mo
     assert Settings(data_dir=Path("d")).listen == "127.0.0.1:7077"
 
 
+@pytest.mark.parametrize("name", ["data_dir", "backup_to", "jwt_issuer", "access", "call_threads"])
+def test_an_empty_value_is_refused_where_it_is_given_and_is_none_in_the_environment(
+    tmp_path: Path, name: str
+) -> None:
+    """As of a variable of the shell that was not set; an empty data_dir was the folder that one stood in."""
+    with pytest.raises(ConfigError, match=f"{name} = '' .*: expected a value; got an empty one"):
+        load({"data_dir": tmp_path, name: ""}, environ={})
+    assert load({"data_dir": tmp_path}, environ={f"STEELYARD_{name.upper()}": ""}).data_dir == tmp_path
+
+
 def test_sizes_may_carry_a_unit(tmp_path: Path) -> None:
     file = toml(tmp_path, 'map_size_bytes = "2GiB"\nmax_map_size_bytes = 4294967296')
     settings = load({"data_dir": tmp_path, "checkpoint_journal_bytes": "64MiB"}, file, {})
@@ -120,7 +130,7 @@ def test_any_other_address_needs_insecure(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["", "7077", "host", "host:", "host:65536", "a:b:c", "::1:7077", "unix:", ":1"]
+    "address", ["7077", "host", "host:", "host:65536", "a:b:c", "::1:7077", "unix:", ":1"]
 )
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match="expected unix:PATH, HOST:PORT or"):

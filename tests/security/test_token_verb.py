@@ -2,8 +2,10 @@
 
 import hashlib
 
+import pytest
 from typer.testing import CliRunner
 
+from steelyard.errors import InvalidArgument
 from steelyard_server.cli.verbs import cli
 from steelyard_server.security import principals
 from steelyard_server.security.evidence import Hashed
@@ -22,3 +24,13 @@ def test_the_hash_of_a_token_that_there_is(tmp_path):
     (tmp_path / "token").write_text("mine\n")
     done = CliRunner().invoke(cli, ["token", "--hash-of", str(tmp_path / "token")])
     assert done.output.strip() == hashlib.sha256(b"mine").hexdigest()
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe", b"two words"])
+def test_the_hash_of_what_is_no_token_is_not_told(tmp_path, content):
+    """Nobody could show it: a client refuses to read it."""
+    (tmp_path / "token").write_bytes(content)
+    done = CliRunner().invoke(cli, ["token", "--hash-of", str(tmp_path / "token")])
+    assert isinstance(done.exception, InvalidArgument)
+    assert "expected one token of visible ASCII characters" in str(done.exception)
+    assert done.output == ""

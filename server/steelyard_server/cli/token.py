@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from steelyard import Credentials
+from steelyard.handshake import token_of
 from steelyard_server.security import tokens
 
 
@@ -20,7 +22,8 @@ def token(
     verbs), and the hash into token_sha256 of the principal.
     """
     if hash_of is not None:
-        typer.echo(tokens.hash_of(hash_of.read_text(encoding="utf-8").strip()))
+        # Read as a client will read it: another one would never be shown.
+        typer.echo(tokens.hash_of(token_of(Credentials(token_file=hash_of))))
         return
     made, digest = tokens.made()
     typer.echo(f"token         {made}")
