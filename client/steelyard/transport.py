@@ -206,7 +206,9 @@ class Transport:
             except HandshakeFailed:
                 handshakes += 1
                 pause = next(pauses)
-                if (handshakes >= _HANDSHAKES and not self._proven) or time.monotonic() + pause > last:
+                # That the server speaks TLS and this client does not is certain at the first one.
+                hopeless = not self._proven and (handshakes >= _HANDSHAKES or not self.secure)
+                if hopeless or time.monotonic() + pause > last:
                     raise
             except Unavailable as error:
                 unanswered = repeatable and (
