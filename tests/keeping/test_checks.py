@@ -18,6 +18,7 @@ from steelyard_server.history import creation
 from steelyard_server.history.errors import StoreDamaged, StoreError, StoreFailed, StoreTooNew
 from steelyard_server.history.ops import Delete, Put, Table, u64
 from steelyard_server.history.registry import Registry
+from steelyard_server.history.room import PIECE_BYTES
 from steelyard_server.history.store import FORMAT_VERSION, Snapshot, Store, faults
 from steelyard_server.keeping.checking import check_store
 from steelyard_server.keeping.errors import DiedError
@@ -76,7 +77,9 @@ def _spots(directory: Path) -> Iterator[tuple[Table, bytes, bytes]]:
     snapshot = Snapshot(directory, shared=False)
     for table in Table:
         if table is not Table.META:
-            yield from ((table, key, value) for key, value in snapshot.walk(table))
+            # One in pieces is there as those.
+            rows = ((table, key, value) for key, value in snapshot.walk(table))
+            yield from (row for row in rows if len(row[2]) <= PIECE_BYTES)
     snapshot.close()
 
 

@@ -25,6 +25,8 @@ class Table(enum.StrEnum):
     HISTORY = "history"
     HOLES = "holes"
     SEGMENTS = "segments"
+    PIECES = "pieces"
+    """The store's own (pieces.py): of no op."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ def check(op: Op) -> None:
     """ValueError for an op that LMDB would refuse: it would fail all the others of its transaction."""
     if isinstance(op, Fence):
         return
+    if op.table is Table.PIECES:
+        raise ValueError(f"table {op.table} is the store's own")
     keys = (op.start, op.stop) if isinstance(op, DeleteRange) else (op.key,)
     for key in keys:
         if not 1 <= len(key) <= MAX_KEY_BYTES:

@@ -12,6 +12,14 @@ from .ops import Op, Put
 
 MIB = 1 << 20
 PAGE = 4096
+_PAGE_HEAD = 16
+
+PIECE_PAGES = 4
+PIECE_BYTES = PIECE_PAGES * PAGE - _PAGE_HEAD
+"""A value of more is stored in pieces of so many (pieces.py). Of a batch of 1024 ids the draw takes 4 pages and the
+report 2, so what is long enough for a piece comes free all the time."""
+_IN_TREE = 64
+"""Of a row beside its value, in a page that may be half empty."""
 
 PATHS = 64 * PAGE
 """The pages from the roots to what a transaction changes, copied by it whatever its size, and the list of those that
@@ -36,5 +44,7 @@ def cost(ops: Iterable[Op]) -> int:
 
 
 def _pages(op: Put) -> int:
-    size = len(op.key) + len(op.value) + 16
-    return -(-size // PAGE) * PAGE if size > PAGE // 2 else 2 * size
+    pieces, rest = divmod(len(op.value), PIECE_BYTES)
+    size = len(op.key) + rest + _PAGE_HEAD
+    last = -(-size // PAGE) * PAGE if size > PAGE // 2 else 2 * size
+    return pieces * (PIECE_PAGES * PAGE + _IN_TREE) + last

@@ -104,8 +104,9 @@ def stored_at_most(losses: int, examples: int) -> int:
     segments = losses // SEGMENT_LOSSES + 1
     rows = min(losses, segments * -(-examples // BLOCK))
     written = losses * _LOSS_BYTES + (rows + segments) * _ROW_BYTES
-    # A row has pages of its own, the last of them not full, or shares one that may be half empty.
-    return min(2 * written, written + rows * PAGE, losses * BYTES_A_LOSS)
+    # A row has pages of its own, the last of them not full, and is listed by its pieces; or it shares one that may be
+    # half empty.
+    return min(2 * written, written + written // 64 + rows * PAGE, losses * BYTES_A_LOSS)
 
 
 def sorted_losses(ids: Ids, steps: UInt32s, losses: Float32s) -> Losses:

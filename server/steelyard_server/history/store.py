@@ -29,12 +29,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import lmdb
 import lmdb.verify
 
-from . import creation
+from . import creation, pieces
 from .errors import (
     RecordDamaged,
     StoreBusy,
@@ -73,13 +73,15 @@ __all__ = [
     "Table",
 ]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Of everything below the directory. A newer one is refused; raise it when an older program would misread. An older
 one is read as it is and counts as this one from then on. 1 knew no segments of losses and no blank chunks; 2 no weight
-that a draw gives, nothing that a weigh rule remembers, and no column that counts what was served."""
+that a draw gives, nothing that a weigh rule remembers, and no column that counts what was served; 3 no values in
+pieces."""
 
 Durability = Literal["sync", "interval"]
 OnDurable = Callable[[BaseException | None], None]
+Tables: TypeAlias = "dict[Table, lmdb._Database]"
 
 MAX_GROUP_BYTES = 64 << 20
 MAX_GROUP_WRITES = 4096
@@ -164,7 +166,7 @@ class Store:
         self._process = os.getpid()
         self._gate = Gate()
         self._env: lmdb.Environment | None = None
-        self._tables: dict[Table, lmdb._Database] = {}
+        self._tables: Tables = {}
         # Guards everything below; the writer alone touches _pending and _tail.
         self._changed = threading.Condition()
         self._queue: deque[_Write] = deque()
@@ -303,19 +305,22 @@ class Store:
     def get(self, table: Table, key: bytes) -> bytes | None:
         """The value under `key`, or None."""
         with self._reading() as (txn, tables):
-            return txn.get(key, db=tables[table])
+            return _get(txn, tables, table, key)
 
     def get_many(self, table: Table, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values under `keys`, all as of one moment."""
         with self._reading() as (txn, tables):
-            return [txn.get(key, db=tables[table]) for key in keys]
+            return [_get(txn, tables, table, key) for key in keys]
 
     def scan(
         self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False, limit: int | None = None
     ) -> list[tuple[bytes, bytes]]:
         """Rows of [start, stop) in key order, or from the last one down: at most `limit`. Page with it."""
         with self._reading() as (txn, tables), txn.cursor(db=tables[table]) as cursor:
-            return [(key, cursor.value()) for key in _walk(cursor, start, stop, reverse, limit)]
+            return [
+                (key, _whole(txn, tables, cursor.value()))
+                for key in _walk(cursor, start, stop, reverse, limit)
+            ]
 
     def keys(
         self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False, limit: int | None = None
@@ -329,7 +334,8 @@ class Store:
     ) -> list[tuple[bytes, bytes] | None]:
         """The last row of each [start, stop), all as of one moment."""
         with self._reading() as (txn, tables), txn.cursor(db=tables[table]) as cursor:
-            return [_last(cursor, start, stop) for start, stop in ranges]
+            rows = [_last(cursor, start, stop) for start, stop in ranges]
+            return [None if row is None else (row[0], _whole(txn, tables, row[1])) for row in rows]
 
     def size_of(self, table: Table, start: bytes, stop: bytes) -> int:
         """Bytes of the keys and values of [start, stop). A short transaction a page, so not of one moment where others
@@ -341,7 +347,7 @@ class Store:
                 keys = 0
                 for key in _walk(cursor, start, stop, False, SIZE_PAGE):
                     keys, start = keys + 1, key + b"\0"
-                    size += len(key) + len(cursor.value())
+                    size += len(key) + pieces.length(cursor.value())
             if keys < SIZE_PAGE:
                 break
         return size
@@ -440,7 +446,7 @@ class Store:
             raise StoreError(f"{self._directory} is closed")
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[tuple[lmdb.Transaction[bytes], dict[Table, lmdb._Database]]]:
+    def _reading(self) -> Iterator[tuple[lmdb.Transaction[bytes], Tables]]:
         """A short read transaction. In `interval`, commits first what the tail alone holds: about a
         millisecond.
         """
@@ -786,7 +792,7 @@ class Store:
             # and the file would grow by all that is written. It costs nothing where nobody was.
             self._env.reader_check()
             try:
-                with self._env.begin(write=True) as txn:
+                with self._env.begin(write=True, buffers=True) as txn:
                     for op in ops:
                         _apply(txn, self._tables, op)
                 break
@@ -952,6 +958,15 @@ class Snapshot(Store):
         size = int(self._env.stat()["psize"])
         return size, self._env.info()["last_pgno"] + 1, _pages_in_use(self._txn, self._tables)
 
+    def pieces(self) -> int:
+        """How many rows of table PIECES the values want that are in pieces. Reads every row of the others."""
+        wanted = 0
+        with self._reading() as (txn, tables):
+            for table in tables.keys() - {Table.PIECES}:
+                with txn.cursor(db=tables[table]) as cursor:
+                    wanted += sum(map(pieces.count, cursor.iternext(keys=False)))
+        return wanted
+
     def copy(self, descriptor: int) -> None:
         """Writes the whole, without the pages that are free, to a pipe or a file: one that LMDB can open. OSError
         where it takes no more; StoreFailed where the pages cannot be read."""
@@ -988,14 +1003,15 @@ class Snapshot(Store):
         """Every row of a table, in the order in which LMDB has them. RecordDamaged where it cannot go on."""
         if table in self._tables:
             with self._reading() as (txn, tables), txn.cursor(db=tables[table]) as cursor:
-                yield from cursor
+                for key, value in cursor:
+                    yield key, value if table is Table.PIECES else _whole(txn, tables, value)
 
     def walk_range(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """The rows of [start, stop), as `walk`."""
         if table in self._tables:
             with self._reading() as (txn, tables), txn.cursor(db=tables[table]) as cursor:
                 for key in _walk(cursor, start, stop, False, None):
-                    yield key, cursor.value()
+                    yield key, _whole(txn, tables, cursor.value())
 
     def write(
         self,
@@ -1018,7 +1034,7 @@ class Snapshot(Store):
             self._env = None
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[tuple[lmdb.Transaction[bytes], dict[Table, lmdb._Database]]]:
+    def _reading(self) -> Iterator[tuple[lmdb.Transaction[bytes], Tables]]:
         try:
             yield self._txn, self._tables
         except lmdb.Error as error:
@@ -1096,17 +1112,22 @@ def _verified(file: Any, directory: Path, size: int) -> tuple[list[str], int]:
         return found, size + int(creation.is_short(directory))
 
 
-def _apply(txn: lmdb.Transaction[bytes], tables: dict[Table, lmdb._Database], op: Op) -> None:
+def _apply(txn: lmdb.Transaction[memoryview], tables: Tables, op: Op) -> None:
     if isinstance(op, Put):
-        txn.put(op.key, op.value, db=tables[op.table])
+        pieces.put(txn, tables[op.table], tables[Table.PIECES], op.key, op.value)
     elif isinstance(op, Delete):
-        txn.delete(op.key, db=tables[op.table])
+        pieces.delete(txn, tables[op.table], tables[Table.PIECES], op.key)
     elif isinstance(op, DeleteRange):
-        with txn.cursor(db=tables[op.table]) as cursor:
-            found = cursor.set_range(op.start)
-            while found and cursor.key() < op.stop:
-                cursor.delete()
-                found = bool(cursor.key())
+        pieces.delete_range(txn, tables[op.table], tables[Table.PIECES], op.start, op.stop)
+
+
+def _whole(txn: lmdb.Transaction[bytes], tables: Tables, stored: bytes) -> bytes:
+    return pieces.whole(txn, tables.get(Table.PIECES), stored)
+
+
+def _get(txn: lmdb.Transaction[bytes], tables: Tables, table: Table, key: bytes) -> bytes | None:
+    stored = txn.get(key, db=tables[table])
+    return None if stored is None else _whole(txn, tables, stored)
 
 
 def _walk(
@@ -1134,7 +1155,7 @@ def _seek_before(cursor: lmdb.Cursor[bytes], stop: bytes) -> bool:
     return cursor.prev() if cursor.set_range(stop) else cursor.last()
 
 
-def _pages_in_use(txn: lmdb.Transaction[bytes], tables: dict[Table, lmdb._Database]) -> int:
+def _pages_in_use(txn: lmdb.Transaction[bytes], tables: Tables) -> int:
     pages = 0
     for table in (None, *tables.values()):
         stat = txn.stat() if table is None else txn.stat(table)

@@ -36,6 +36,7 @@ _CODES = {
     Table.HISTORY: 7,
     Table.HOLES: 8,
     Table.SEGMENTS: 9,
+    Table.PIECES: 10,
 }
 _TABLES = {code: table for table, code in _CODES.items()}
 

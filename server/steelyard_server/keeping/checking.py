@@ -121,6 +121,7 @@ class _Check:
         self._meta(snapshot, owners)
         for table in Table:
             self._rows(snapshot, table, owners)
+        self._pieces(snapshot)
         for dataset in datasets:
             self._dataset(registry, dataset)
         names = {one.name for one in datasets}
@@ -183,6 +184,19 @@ class _Check:
                 "a "
                 "deletion that was cut off, or their keys are damaged",
                 "nothing: the next start removes them",
+            )
+
+    def _pieces(self, snapshot: Snapshot) -> None:
+        """That each belongs to a value: the value itself tells of one that is missing."""
+        try:
+            wanted, found = snapshot.pieces(), snapshot.entries(Table.PIECES)
+        except RecordDamaged:
+            return  # told already: a table cannot be read to its end
+        if wanted != found:
+            self._damage(
+                f"table {Table.PIECES}",
+                f"the values want {wanted} of its rows, and there are {found}",
+                _RESTORE,
             )
 
     @staticmethod
