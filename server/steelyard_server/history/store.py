@@ -1,4 +1,4 @@
-"""The one module that knows LMDB: tables of bytes, one writer thread, commits in groups.
+"""The one module that knows LMDB (with pieces.py): tables of bytes, one writer thread, commits in groups.
 
     callers → write() → queue → writer thread → one transaction for all that waits → fsync → callbacks, in
     order
