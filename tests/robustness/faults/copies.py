@@ -17,9 +17,11 @@ from pathlib import Path
 
 import steelyard
 from steelyard.errors import SteelyardError
+from steelyard_server.history.store import FORMAT_VERSION
 from steelyard_server.keeping.errors import NotWholeError
 from steelyard_server.keeping.restoring import restore
 from tests.robustness.faults.daemon import Daemon
+from tests.robustness.faults.machine import digest
 from tests.robustness.faults.outcome import ROOT
 from tests.robustness.faults.registry import Bench, Broken, CannotBeTried, Round, fault
 from tests.robustness.faults.scene import Scene
@@ -27,6 +29,7 @@ from tests.robustness.faults.scene import Scene
 SECONDS = 120
 PAGE = 4096
 WHEELS = ROOT / "tests" / "compat" / "wheels"
+STORE = Path("steelyard_server") / "history" / "store.py"
 
 
 @fault(
@@ -158,22 +161,39 @@ def previous(bench: Bench) -> Iterator[Round]:
         wheel.extractall(old)
     older: Mapping[str, str] = {"PYTHONPATH": str(old)}
     _check_is_old(older)
+    older_format = f"\nFORMAT_VERSION = {FORMAT_VERSION}\n" not in (old / STORE).read_text()
     with Scene(bench) as scene:
         while True:
             rate = scene.load()
             scene.server.kill()
             scene.server.environment = older
-            began = time.monotonic()
-            scene.server.start()
-            again = scene.await_batch(began).at - began
-            scene.load()
-            scene.settle()
-            scene.server.terminate()
+            figures = _refused(scene.server) if older_format else _goes_on(scene)
             scene.server.environment = {}
             scene.server.start()
             scene.load()
             scene.settle()
-            yield Round(rate, {"old server trains again, s": again})
+            yield Round(rate, figures)
+
+
+def _refused(server: Daemon) -> dict[str, int | float]:
+    before = digest(server.data)
+    server.spawn()
+    status, words = server.wait(), server.words()[-1000:]
+    if status != 1 or f"has format {FORMAT_VERSION}" not in words:
+        raise Broken(f"the server of the version before ended with status {status}, and wrote\n{words}")
+    if digest(server.data) != before:
+        raise Broken("a server that refused its data has changed it")
+    return {"old server refuses": 1}
+
+
+def _goes_on(scene: Scene) -> dict[str, int | float]:
+    began = time.monotonic()
+    scene.server.start()
+    again = scene.await_batch(began).at - began
+    scene.load()
+    scene.settle()
+    scene.server.terminate()
+    return {"old server trains again, s": again}
 
 
 def _check_is_old(environment: Mapping[str, str]) -> None:

@@ -114,13 +114,13 @@ def newer(bench: Bench) -> Iterator[Round]:
         for _ in range(1000):
             scene.server.terminate()
             version = _format(scene.server.data, +1)
-            before = _digest(scene.server.data)
+            before = digest(scene.server.data)
             scene.server.spawn()
             status = scene.server.wait()
             words = scene.server.words()[-1000:]
             if status != 1 or f"format {version}" not in words or str(version - 1) not in words:
                 raise Broken(f"on format {version} the server ended with status {status}, and wrote\n{words}")
-            if _digest(scene.server.data) != before:
+            if digest(scene.server.data) != before:
                 raise Broken("a server that refused its data has changed it")
             _format(scene.server.data, -1)
             scene.server.start()
@@ -140,7 +140,7 @@ def _format(data: Path, by: int) -> int:
     return version
 
 
-def _digest(data: Path) -> dict[str, str]:
+def digest(data: Path) -> dict[str, str]:
     """Of every file but the lock, which whoever looks takes."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
