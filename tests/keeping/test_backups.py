@@ -22,8 +22,8 @@ from steelyard.errors import FailedPrecondition
 from steelyard.testing import ServerProcess
 from steelyard_server.history.errors import StoreBusy
 from steelyard_server.history.lockfile import LockFile
-from steelyard_server.history.ops import Put, Table
-from steelyard_server.history.store import Store
+from steelyard_server.history.ops import Put, Table, u64
+from steelyard_server.history.store import Snapshot, Store
 from steelyard_server.keeping import manifest, offline
 from steelyard_server.keeping.errors import KeepingError, NotWholeError, RefusedError
 from steelyard_server.keeping.keeper import Keeper
@@ -224,6 +224,23 @@ def test_a_backup_to_a_disk_that_is_full_fails_at_once_and_in_words(
     with pytest.raises(KeepingError, match="No space left on device"):
         offline.backup(store_dir, str(disk / "backups"), 20)
     assert list((disk / "backups").iterdir()) == []
+
+
+def test_a_backup_of_a_folder_of_an_older_format_is_of_that_and_leaves_it_so(
+    store_dir: Path, tmp_path: Path
+) -> None:
+    """It is made before an upgrade, to be the way back: for a program that refuses what is newer."""
+    store = Store.open(store_dir)
+    store.commit([Put(Table.META, b"format", u64(3))])
+    store.close()
+    before = (store_dir / "data.mdb").read_bytes()
+    made = offline.backup(store_dir, str(tmp_path / "backups"), 60)
+    assert (store_dir / "data.mdb").read_bytes() == before
+    restore(f"{made['place']}/{made['name']}", tmp_path / "back")
+    for folder in (store_dir, tmp_path / "back"):
+        snapshot = Snapshot(folder, shared=False)
+        assert snapshot.format == 3
+        snapshot.close()
 
 
 def test_a_place_is_shown_without_its_credentials() -> None:

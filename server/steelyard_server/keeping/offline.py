@@ -8,7 +8,7 @@ from typing import Any
 
 from steelyard_server.history.creation import DATA
 from steelyard_server.history.lockfile import LockFile
-from steelyard_server.history.store import Store
+from steelyard_server.history.store import Store, check_format, check_whole
 
 from .errors import BrokenOffError, DiedError, RefusedError
 from .places import place_at
@@ -22,17 +22,11 @@ def backup(directory: Path, to: str, seconds: float) -> dict[str, Any]:
     """As a server makes one, also of a disk that has become read-only. StoreBusy where one holds the directory: ask it
     instead."""
     _must_hold_a_store(directory)
-    tail = directory / "tail"
-    if os.access(directory, os.W_OK):
-        # What a killed server left in its tail is in the file then.
-        Store.open(directory).close()
-    elif tail.exists() and tail.stat().st_size:
-        raise RefusedError(
-            f"{directory} cannot be written to, and acknowledged writes are in {tail} alone: copy the folder to a disk "
-            "that can be written to, and back up the copy"
-        )
+    _take_in_tail(directory)
     lock = LockFile(directory, to_read=True)
     try:
+        check_whole(directory)
+        check_format(directory)
         task = Task(
             "backup",
             "the backup",
@@ -52,6 +46,20 @@ def backup(directory: Path, to: str, seconds: float) -> dict[str, Any]:
         "bytes": made.bytes,
         "runs": {run.name: run.next_step for run in made.runs},
     }
+
+
+def _take_in_tail(directory: Path) -> None:
+    """What a killed server left in its tail is in the file then. Where there is nothing, the folder keeps its format:
+    it may be that of an older program, for which the backup is the way back."""
+    path = directory / "tail"
+    if not path.exists() or not path.stat().st_size:
+        return
+    if not os.access(directory, os.W_OK):
+        raise RefusedError(
+            f"{directory} cannot be written to, and acknowledged writes are in {path} alone: copy the folder to a disk "
+            "that can be written to, and back up the copy"
+        )
+    Store.open(directory).close()
 
 
 def check(directory: Path, deep: bool, seconds: float) -> tuple[list[dict[str, str]], dict[str, Any]]:
