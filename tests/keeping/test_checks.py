@@ -257,7 +257,8 @@ def test_pages_are_checked_also_where_lmdb_changed_its_insides(
     store_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is private to it says more: where the last page in use is. The newest release still has it."""
-    change(store_dir, lambda _: [Put(Table.META, b"large", b"x" * 40_000)])
+    # Of several pages, and so many that the last lie at the end of the file.
+    change(store_dir, lambda _: [Put(Table.META, b"large%d" % at, b"x" * 16_000) for at in range(30)])
     assert faults(store_dir) == []
     path = store_dir / "data.mdb"
     whole = path.read_bytes()
