@@ -121,7 +121,10 @@ class SharedChannels:
     one whose certificate files have changed since it was made, which those who have it keep until they are done.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
+        """`most` share a connection, the next one gets another. For streams, which last: a server lets no more than
+        its max_concurrent_streams onto one, and the next would wait for one of them to end."""
+        self._most = most
         self._lock = threading.Lock()
         self._current: dict[Place, tuple[grpc.Channel, Stamp]] = {}
         self._users: Counter[grpc.Channel] = Counter()
@@ -138,7 +141,8 @@ class SharedChannels:
         with self._lock:
             stamp, secured = self._secured(place, stamp, purpose)
             channel, made_from = self._current.get(place, (None, ()))
-            if channel is None or made_from != stamp:
+            full = channel is not None and self._users[channel] == self._most
+            if channel is None or made_from != stamp or full:
                 channel = _opened(address, secured, credentials)
                 self._current[place] = (channel, stamp)
             self._users[channel] += 1

@@ -54,7 +54,8 @@ _REQUEST_BYTES = 1 << 20
 # Our own, so that a program that seeds or watches the module's generator does not meet ours.
 _JITTER = random.Random()  # noqa: S311 -- jitter keeps no secret
 
-_CHANNELS = SharedChannels()
+# Below what a server lets onto one connection.
+_CHANNELS = SharedChannels(most=64)
 
 
 class Owner(Protocol):

@@ -137,8 +137,9 @@ class Settings(BaseSettings):
     max_metadata_bytes: ByteSize = Field(default=ByteSize(16 << 10), ge=1 << 10, le=MIB)
     """Most metadata of a call, tokens included; more is RESOURCE_EXHAUSTED."""
 
-    max_concurrent_streams: int = Field(default=1000, ge=1, le=(1 << 31) - 1)
-    """Most calls under way on one connection; further ones wait."""
+    max_concurrent_streams: int = Field(default=100, ge=1, le=(1 << 31) - 1)
+    """Most calls under way on one connection; further ones wait. Calls that were taken back count until they are
+    forgotten, so that a stranger who takes back thousands costs no more than this at a time."""
 
     max_concurrent_calls: int = Field(default=256, ge=1)
     """Most unary calls under way; further ones are RESOURCE_EXHAUSTED at once. Health and trainers' streams do not

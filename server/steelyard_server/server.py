@@ -30,6 +30,7 @@ from steelyard_server.log import logger
 from steelyard_server.observing import tracing
 from steelyard_server.observing.disk import DiskWatch
 from steelyard_server.observing.facts import Facts
+from steelyard_server.observing.memory import Memory
 from steelyard_server.observing.metrics import Metrics
 from steelyard_server.observing.pulse import Pulse
 from steelyard_server.observing.tracing import NO_TRACES
@@ -80,6 +81,7 @@ class Server:
         self.facts = Facts()
         self._kernels = Takeover()
         self._watch: asyncio.Task[None] | None = None
+        self._trim: asyncio.Task[None] | None = None
         self._looking: Looking | None = None
         self._told: dict[str, Status] = {}
         self._started = False
@@ -273,6 +275,14 @@ class Server:
         if self._keeper is not None:
             self._keeper.update()
         self._watch = asyncio.create_task(self._watch_health())
+        self._trim = asyncio.create_task(self._give_memory_back())
+
+    async def _give_memory_back(self) -> None:
+        """Not on the loop: it takes as long as there is much of it."""
+        memory = Memory()
+        while True:
+            await asyncio.sleep(memory.EVERY_SECONDS)
+            await self._loop.run_in_executor(self._calls, memory.give_back)
 
     async def _watch_health(self) -> None:
         while True:
@@ -288,8 +298,9 @@ class Server:
                 self._told[name] = status
 
     async def _refuse(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
+        for task in (self._watch, self._trim):
+            if task is not None:
+                task.cancel()
         await self._report_health()
 
     async def _stop(self) -> None:

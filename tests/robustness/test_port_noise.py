@@ -92,6 +92,18 @@ def test_calls_of_others_are_answered_while_strangers_take_back_thousands(proces
     assert log.stat().st_size - before < 100_000
 
 
+def test_memory_that_endless_headers_took_is_given_back(process, eventually):
+    for _ in range(20):
+        noise.make(process.address, "header_flood", random.Random(1)).close()
+    held = [private_bytes(process.pid)]
+
+    def given_back() -> bool:
+        held.append(private_bytes(process.pid))
+        return max(held) - held[-1] > 96 * MIB
+
+    eventually(given_back)
+
+
 def test_connections_that_say_nothing_are_closed(unharmed, process):
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2 - 200
     began = time.monotonic()

@@ -1,5 +1,6 @@
 """What a server puts up with: each limit at its default, or small, with the status and the text."""
 
+import random
 import socket
 import threading
 import time
@@ -13,7 +14,8 @@ from steelyard.v1 import datasets_pb2, runs_pb2
 from steelyard_server.config import Settings
 from steelyard_server.runs.errors import Exhausted
 from steelyard_server.security.gate import Gate
-from steelyard_server.service import edge
+from steelyard_server.service import edge, observe
+from tests.robustness.network import noise
 
 from .conftest import refusal, serving
 from .test_rules import SERVED
@@ -27,7 +29,7 @@ def test_the_defaults_are_these(tmp_path):
         "so_reuseport": 0,
         "max_metadata_size": 16384,
         "absolute_max_metadata_size": 16384,
-        "max_concurrent_streams": 1000,
+        "max_concurrent_streams": 100,
         "max_connection_age_ms": 1_800_000,
         "max_connection_age_grace_ms": 60_000,
         "server_handshake_timeout_ms": 10_000,
@@ -92,6 +94,22 @@ def test_calls_above_the_limit_are_refused_at_once_and_health_still_answers(plac
     go_on.set()
     assert [one.result(30) for one in busy] == [b"", b""]
     assert ask(b"", timeout=20) == b""
+
+
+def test_of_a_thousand_calls_that_a_stranger_takes_back_few_come_to_the_server(tmp_path, monkeypatch):
+    came, name_of = [], observe._request_id
+
+    def counted(details):
+        came.append(details.method)
+        return name_of(details)
+
+    monkeypatch.setattr(observe, "_request_id", counted)
+    with serving(tmp_path / "data") as server, noise.make(server.address, "rapid_reset", random.Random(1)):
+        seen = 0
+        while not came or len(came) > seen:
+            seen = len(came)
+            time.sleep(0.3)
+    assert len(came) <= 100
 
 
 def test_trainers_streams_take_no_place_of_calls_and_have_a_limit_of_their_own(place, eventually):
