@@ -67,7 +67,7 @@ def _answered(scene: Scene, request: bytes, callers: int, seconds: float) -> tup
     how=f"3 times as many callers and streams as a server of {CALLS} calls and {STREAMS} streams takes, who call again "
     "at once; and clients that wait when they are told to",
     bar="what is too much is RESOURCE_EXHAUSTED, nothing else fails, the training goes on, a client gets its answer; "
-    "half of the refusals within 150 ms, as a process sees them that waits for no processor",
+    "half of the refusals within 50 ms, as a process sees them that waits for no processor",
     rounds=10,
     suite=False,
 )
@@ -96,7 +96,7 @@ def overload(bench: Bench) -> Iterator[Round]:
             scene.settle()
             answered = meanwhile + len(polite.seconds) / seconds
             late = sorted(knocks.get("RESOURCE_EXHAUSTED", [])) or [0.0]
-            if late[len(late) // 2] > 150:
+            if late[len(late) // 2] > 50:
                 raise Broken(f"half of the refusals took more than {late[len(late) // 2]:.0f} ms")
             yield Round(
                 rate,
