@@ -36,7 +36,9 @@ def arguments() -> argparse.Namespace:
     )
     # Where the batches come from.
     parser.add_argument("--address", default="127.0.0.1:7077", help="HOST:PORT of the server")
-    parser.add_argument("--run", required=True, help="name of the run; made if it is not there")
+    parser.add_argument(
+        "--run", required=True, help="name of the run; made if it is not there, and if that is allowed"
+    )
     parser.add_argument(
         "--weigh", type=json.loads, default={"method": "uniform"}, help="the weigh policy, as JSON"
     )
@@ -96,10 +98,22 @@ def main() -> None:
     # [1] The run decides which examples come and how much each counts. Every rank may say so: the first one makes it.
     client = steelyard.connect(args.address)
     dataset = f"stdlib-{train.fingerprint()}"
-    client.create_dataset(dataset, size=len(train), fingerprint=train.fingerprint(), exist_ok=True)
-    run = client.create_run(
-        args.run, dataset=dataset, batch_size=args.batch_size, seed=args.seed, weigh=args.weigh, exist_ok=True
-    )
+    try:
+        client.create_dataset(dataset, size=len(train), fingerprint=train.fingerprint(), exist_ok=True)
+        run = client.create_run(
+            args.run,
+            dataset=dataset,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            weigh=args.weigh,
+            exist_ok=True,
+        )
+    except steelyard.PermissionDenied:
+        # A server with an access table may let trainers train and not create: then an admin has made the run, and it is
+        # as it was made, whatever this command line says of batch size, seed and weigher.
+        run = client.run(args.run)
+        if run.info().dataset != dataset:
+            raise
 
     # [2] The sampler hands this rank's slice of every batch to the loader.
     sampler = steelyard.torch.BatchSampler(

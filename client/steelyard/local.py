@@ -32,10 +32,10 @@ def local(directory: str | os.PathLike[str], **settings: Any) -> Client:
         ) from error
     try:
         # The caller alone decides: no variable of the environment does.
-        checked = load(dict(data_dir=directory, **{"listen": "127.0.0.1:0", **settings}), environ={})
+        server = Server(load(dict(data_dir=directory, **{"listen": "127.0.0.1:0", **settings}), environ={}))
     except ConfigError as error:
         raise InvalidArgument(f"steelyard.local({os.fspath(directory)!r}): {error}") from error
-    return _client_of(Server(checked), directory)
+    return _client_of(server, directory)
 
 
 def _client_of(server: Server, directory: str | os.PathLike[str]) -> Client:

@@ -21,10 +21,12 @@ from typing import Any, TypeVar
 from grpc_health.v1 import health
 
 from steelyard_server import plugins
-from steelyard_server.config import Settings
+from steelyard_server.config import ConfigError, Settings
 from steelyard_server.history.errors import StoreError
 from steelyard_server.history.store import Store
+from steelyard_server.keeping.errors import RefusedError
 from steelyard_server.keeping.keeper import Keeper, KeepingStatus
+from steelyard_server.keeping.places import refuse_inside
 from steelyard_server.kernels_at_start import Takeover
 from steelyard_server.log import logger
 from steelyard_server.observing import tracing
@@ -63,6 +65,8 @@ class Server:
     """A Steelyard server in this process: `start`, `address`, `stop`. One per data directory."""
 
     def __init__(self, settings: Settings) -> None:
+        """ConfigError where backups would go into the data."""
+        _check_apart(settings)
         self._settings = settings
         self._calls = ThreadPoolExecutor(settings.call_threads, thread_name_prefix="call")
         # A backup, a check, and two that list: as long as it takes, and no other call waits for them.
@@ -350,6 +354,14 @@ def serve(settings: Settings) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _check_apart(settings: Settings) -> None:
+    try:
+        if settings.backup_to is not None:
+            refuse_inside(settings.backup_to, settings.data_dir)
+    except RefusedError as error:
+        raise ConfigError(f"backup_to: {error}") from None
 
 
 def _keeper(settings: Settings, store: Store, facts: Facts) -> Keeper:

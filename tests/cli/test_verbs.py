@@ -12,6 +12,10 @@ import pytest
 
 import steelyard
 import steelyard.testing
+from steelyard_server.history.journal import Journal
+from steelyard_server.history.ops import Put, Table, u64
+from steelyard_server.history.registry import Registry
+from steelyard_server.history.store import Store
 
 STEPS = 4
 
@@ -223,3 +227,42 @@ def test_numbers_of_groups_are_printed_with_six_digits(client: steelyard.Client)
     line = next(one for one in printed(client, "events", "thirds").splitlines() if "policy_changed" in one)
     assert "from step 0: draw" in line
     assert "shares=[0.333333, 0.666667, 0]" in line
+
+
+def test_a_damaged_run_is_named_with_its_fault_beside_the_others_and_can_be_deleted(tmp_path: Path) -> None:
+    with steelyard.testing.ServerProcess(tmp_path, kernels="numpy") as server:
+        client = server.client()
+        client.create_dataset("text", size=16)
+        for name in ("bad", "good", "new"):
+            client.create_run(name, dataset="text", batch_size=4)
+        for name in ("bad", "good"):
+            with client.run(name).join() as session:
+                session.report(session.next(), np.ones(4, np.float32))
+                session.flush(30)
+        server.kill()
+        store = Store.open(tmp_path / "data")
+        row = Registry(store).run("bad")
+        assert row is not None
+        key = u64(row.run_id, Journal(store, row.run_id).seq_of_step(0) or 0)
+        value = bytearray(store.get(Table.JOURNAL, key) or b"")
+        value[-3] ^= 4
+        store.commit([Put(Table.JOURNAL, key, bytes(value))])
+        store.close()
+        server.start()
+        client = server.client()
+
+        told = steelyard_at(client, "status")
+        assert told.returncode == 1
+        states = {line.split()[0]: line.split()[-1] for line in told.stdout.splitlines()[1:4]}
+        assert states == {"bad": "DATA_LOSS", "good": "ok", "new": "ok"}
+        assert "run bad, fault: DATA_LOSS: run 'bad', journal record" in told.stdout
+        stats = json.loads(steelyard_at(client, "status", "--json").stdout)["runs"]
+        assert (stats["good"]["closed_steps"], stats["good"]["fault"]) == (1, "")
+        assert stats["bad"].keys() == {"fault"}
+
+        listed = {run["name"]: run["fault"] for run in json.loads(printed(client, "runs", "--json"))}
+        assert "run 'bad', journal record" in listed.pop("bad")
+        assert listed == {"good": "", "new": ""}
+        assert steelyard_at(client, "delete", "bad").stdout == "Delete run bad? [y/N]: "
+        printed(client, "delete", "bad", "--yes")
+        printed(client, "status")

@@ -320,7 +320,7 @@ def test_a_damaged_record_is_told_with_its_place_and_harms_no_other_run(tmp_path
     seq = damage(tmp_path, step=1)
     with server(tmp_path) as client:
         run = client.run("bad")
-        place = f"run 2, journal record {seq}"
+        place = f"run 'bad', journal record {seq}"
         with pytest.raises(steelyard.DataLoss, match=place):
             run.rewind(2)
         with pytest.raises(steelyard.DataLoss, match=place):
@@ -340,7 +340,7 @@ def test_a_run_that_cannot_be_read_is_listed_and_deleted_and_others_go_on(tmp_pa
         process.start()
         run = client.run("good")
         for ask in (lambda: client.run("bad"), lambda: client.run("bad").join(timeout=10)):
-            with pytest.raises(steelyard.DataLoss, match=f"run 2, journal record {seq}"):
+            with pytest.raises(steelyard.DataLoss, match=f"run 'bad', journal record {seq}"):
                 ask()
         assert [one.name for one in client.list_runs()] == ["bad", "good"]
         assert client.append_examples("d", 4).size == 64

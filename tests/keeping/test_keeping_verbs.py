@@ -14,7 +14,7 @@ from steelyard.testing import ServerProcess
 from steelyard_server.cli.verbs import cli
 from steelyard_server.history.ops import Put, Table, u64
 from steelyard_server.history.store import Store
-from steelyard_server.keeping.errors import RefusedError
+from steelyard_server.keeping.errors import NotWholeError, RefusedError
 from steelyard_server.keeping.keeper import Keeper
 
 
@@ -110,3 +110,31 @@ def test_a_server_tells_of_its_backups_and_of_a_drill_by_somebody_else(
     assert told[-1].backup_failures == 1
     keeper.stop()
     store.close()
+
+
+def test_a_place_that_backups_cannot_go_to_is_refused_with_the_reason(
+    store_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with steelyard.local(store_dir, backup_to=str(tmp_path / "file" / "below"), kernels="numpy") as client:
+        with pytest.raises(
+            steelyard.FailedPrecondition, match=r"file/below: Not a directory. Expected a folder"
+        ):
+            client.admin.backup()
+        assert client.list_runs()
+    with pytest.raises(steelyard.InvalidArgument, match="outside of the data folder"):
+        steelyard.local(store_dir, backup_to=str(store_dir / "backups"), kernels="numpy")
+    with pytest.raises(RefusedError, match="outside of the data folder"):
+        typed("backup", "--data-dir", store_dir, "--to", store_dir / "backups")
+    assert not (store_dir / "backups").exists()
+    with (
+        steelyard.local(store_dir, backup_to=str(store_dir.parent), kernels="numpy") as client,
+        pytest.raises(steelyard.FailedPrecondition, match="outside of the data folder"),
+    ):
+        client.admin.backup(str(store_dir / "backups"))
+
+
+def test_a_restore_from_nowhere_says_that_it_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(NotWholeError, match="nowhere does not exist"):
+        typed("restore", "--from", tmp_path / "nowhere", "--data-dir", tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from steelyard.client import Client
-from steelyard.errors import NotFound, PermissionDenied
+from steelyard.errors import DataLoss, FailedPrecondition, NotFound, PermissionDenied
 from steelyard_server.cli.options import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT,
@@ -68,3 +68,7 @@ def _look(client: Client, run: str | None, bookmark: str | None, dataset: str | 
     except PermissionDenied:
         # Who may delete need not be one who may read; the server will tell.
         return
+    except (DataLoss, FailedPrecondition):
+        # A run is there that cannot be read: to delete it may be the way out.
+        if bookmark is not None:
+            raise

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+from steelyard.client import Client
+from steelyard.errors import NotFound, SteelyardError
+from steelyard.info import RunInfo
 from steelyard_server.cli.options import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT,
@@ -30,8 +33,9 @@ def runs(
     """List the runs: what they draw from, how, and the bookmarks that they can return to."""
     with connected(address, timeout, ca, cert, key, token_file) as client:
         found = client.list_runs()
+        faults = {run.name: _fault(client, run) for run in found}
     if as_json:
-        print_json([dataclasses.asdict(run) for run in found])
+        print_json([{**dataclasses.asdict(run), "fault": faults[run.name]} for run in found])
         return
     heads = (
         "run",
@@ -44,6 +48,7 @@ def runs(
         "staleness",
         "next_step",
         "bookmarks",
+        "state",
     )
     rows = []
     for run in found:
@@ -59,6 +64,23 @@ def runs(
                 run.staleness,
                 run.next_step,
                 bookmarks,
+                faults[run.name].partition(":")[0] or "ok",
             ]
         )
     print_table(heads, rows)
+
+
+def _fault(client: Client, run: RunInfo) -> str:
+    """What stands against reading it; empty where nothing does. A list has such a run as it was created, so only
+    those at step 0 are asked for alone."""
+    if run.next_step:
+        return ""
+    try:
+        client.run(run.name)
+    except NotFound:  # deleted since it was listed
+        return ""
+    except SteelyardError as error:
+        if not error.answered:
+            raise
+        return f"{error.code}: {error}"
+    return ""

@@ -12,6 +12,7 @@ StoreError
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 
@@ -57,6 +58,10 @@ class RecordDamaged(StoreError):
         super().__init__(place, why)
         self.place = place
         self.why = why
+
+    def named(self, run: str) -> RecordDamaged:
+        """The same by the run's name: the store knows a number, which nobody can ask for."""
+        return RecordDamaged(re.sub(r"^run \d+\b", f"run {run!r}", self.place), self.why)
 
     def __str__(self) -> str:
         return f"{self.place}: {self.why}"

@@ -25,7 +25,7 @@ from . import manifest
 from .errors import BusyError, KeepingError, RefusedError
 from .identity import give_identity, identity
 from .manifest import Manifest
-from .places import VERIFIED, Place, place_at, shown, store_of, within
+from .places import VERIFIED, Place, place_at, refuse_inside, shown, store_of, within
 from .work import Task, Watch
 from .writing import PART_BYTES, RATE, backup_by
 
@@ -190,6 +190,7 @@ class Keeper:
             raise RefusedError(
                 f"expected {shown(self._to)!r}, which is the server's backup_to, or a place below it; got {shown(to)!r}"
             )
+        refuse_inside(to or self._to, self._directory)
         return to or self._to
 
     def _backup(self, where: str) -> tuple[Manifest, list[str]]:

@@ -11,7 +11,7 @@ from steelyard_server.history.lockfile import LockFile
 from steelyard_server.history.store import Store, check_format, check_whole
 
 from .errors import BrokenOffError, DiedError, RefusedError
-from .places import place_at
+from .places import place_at, refuse_inside
 from .work import Task
 from .writing import PART_BYTES, backup_by
 
@@ -22,6 +22,7 @@ def backup(directory: Path, to: str, seconds: float) -> dict[str, Any]:
     """As a server makes one, also of a disk that has become read-only. StoreBusy where one holds the directory: ask it
     instead."""
     _must_hold_a_store(directory)
+    refuse_inside(to, directory)
     _take_in_tail(directory)
     lock = LockFile(directory, to_read=True)
     try:

@@ -12,6 +12,7 @@ no rename: there the manifest is put last, and what has none is no backup. Going
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -127,13 +128,40 @@ def within(where: str, root: str) -> bool:
     return not odd and parts[: len(base_parts)] == base_parts
 
 
+def refuse_inside(where: str, data: Path) -> None:
+    """RefusedError where backups at `where` would lie in the folder of the data: what takes that takes them too."""
+    if within(where, str(data)):
+        raise RefusedError(
+            f"expected a place for backups that is outside of the data folder {data}, so that one can be lost without "
+            f"the other; got {shown(where)!r}"
+        )
+
+
+def prepare(where: str) -> None:
+    """RefusedError where it is a folder of this machine that backups cannot be written to."""
+    folder = local_folder(where)
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise RefusedError(
+            f"no backup can be written to {folder}: {error.strerror}. Expected a folder that this process can make, or "
+            "write to: mend that, or name another place"
+        ) from error
+
+
 def backup_at(source: str) -> tuple[Place, str]:
     """The backup that `source` is, or the newest that lies in it. NotWholeError where there is none. RefusedError where
     it has backups of several stores."""
     place = place_at(source)
+    folder = local_folder(source)
+    if folder is not None and not folder.exists():
+        raise NotWholeError(f"{folder} does not exist: expected a backup, or a folder of backups")
     if place.read("", manifest.FILE) is not None:
         parent, _, name = source.rstrip("/").rpartition("/")
-        folder = local_folder(source)
         return (place_at(parent), name) if folder is None else (Folder(folder.parent), folder.name)
     names = place.names()
     if not names:

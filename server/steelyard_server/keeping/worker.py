@@ -26,11 +26,12 @@ def _backup(
     keep: int,
 ) -> list[str]:
     """Says {"made": manifest}; then removes what `keep` (0: none) no longer keeps. The names of it."""
-    from .places import place_at
+    from .places import place_at, prepare
     from .retention import prune
     from .writing import write_backup
 
     place = place_at(to)
+    prepare(to)
     place.sweep()
     made = write_backup(Path(directory), place, shared=shared, rate=rate, part_bytes=part_bytes)
     say({"made": made.model_dump(mode="json")})

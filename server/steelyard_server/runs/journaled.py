@@ -145,7 +145,8 @@ class Journaled:
                 self._last_checkpoint -= self._rule.seconds
             self.checkpointed_at = time.time()
             self.take_news()
-        except RecordDamaged as damage:
+        except RecordDamaged as found:
+            damage = found.named(self.name)
             _log.error("run_damaged", run=self.name, place=damage.place, why=damage.why)
             self._broken, self._state = damage, None
         except (StoreError, Unavailable) as error:

@@ -95,7 +95,7 @@ class JournalReader:
             if rows:
                 yield rows
             if damage is not None:
-                raise damage
+                raise damage.named(self._name)
             place += len(rows)
 
     def _page(

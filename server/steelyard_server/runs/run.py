@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
 from steelyard_server.core.events import Event, Float32s, Ids
-from steelyard_server.history.errors import StoreError
+from steelyard_server.history.errors import RecordDamaged, StoreError
 from steelyard_server.history.store import Store
 from steelyard_server.log import logger
 from steelyard_server.runs.audit import Unweighed
@@ -126,10 +126,11 @@ class Run:
             if isinstance(found, Slice):
                 return found
             # Went back meanwhile: the run is asked again, since the step may be gone or be another.
-            if found.needs_fold:
-                return self._folded(found)
-            with contextlib.suppress(Superseded, Unready):
-                return found.weighed(self.reader())
+            with self._naming_damage():
+                if found.needs_fold:
+                    return self._folded(found)
+                with contextlib.suppress(Superseded, Unready):
+                    return found.weighed(self.reader())
         raise Unavailable(f"run {self._name!r} went back again and again while step {step} was read")
 
     def _folded(self, found: Unweighed) -> Slice:
@@ -148,8 +149,9 @@ class Run:
 
     def reader(self) -> JournalReader:
         """Reads what is durable now, beside the run and without asking it. StoreError where it cannot be read."""
-        log = self._open_log()
-        return JournalReader(self._name, log.journal, begins_at=log.begins_at())
+        with self._naming_damage():
+            log = self._open_log()
+            return JournalReader(self._name, log.journal, begins_at=log.begins_at())
 
     def observe(self, step: int | None, ids: Ids, signals: Mapping[str, Float32s]) -> None:
         self._call(lambda: self._owner.observe(step, ids, signals), _LONG_CALL_SECONDS)
@@ -181,9 +183,10 @@ class Run:
         """
         step, let_go = self._call(lambda: self._owner.hold(at))
         try:
-            log = self._open_log()
-            past = log.past(step)
-            return new(past.state, log, past.base)
+            with self._naming_damage():
+                log = self._open_log()
+                past = log.past(step)
+                return new(past.state, log, past.base)
         finally:
             let_go()
 
@@ -230,7 +233,15 @@ class Run:
     # ---- everything below runs on the run's own thread ----
 
     def _call(self, function: Callable[[], T], timeout: float = _CALL_SECONDS) -> T:
-        return self._mailbox.call(function, timeout)
+        with self._naming_damage():
+            return self._mailbox.call(function, timeout)
+
+    @contextlib.contextmanager
+    def _naming_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except RecordDamaged as damage:
+            raise damage.named(self._name) from damage
 
     def _figures(self) -> Figures:
         if not self._run.loaded:
