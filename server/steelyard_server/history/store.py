@@ -19,6 +19,7 @@ room (room.py), so that a full store can always be emptied. A refused write was 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -97,6 +98,9 @@ _FORMAT = b"format"
 _EPOCH = b"tail-epoch"
 _PROBE = b"probe"
 _FAILURES = (lmdb.Error, OSError, StoreFailed)
+
+_FULL_BYTES = 1 << 20
+"""A disk with less than this free is called full where a commit to it failed."""
 
 log = logging.getLogger(__name__)
 
@@ -182,6 +186,7 @@ class Store:
         self._singly = 0
         self._flush_wanted = False
         self._healthy = False
+        self._failing: str | None = None
         self._generation = 0
         self._tailed = 0
         self._settled = 0
@@ -235,6 +240,15 @@ class Store:
     def healthy(self) -> bool:
         """False from a failed commit until one has succeeded again; reads and writes fail meanwhile."""
         return self._healthy
+
+    @property
+    def failing(self) -> str | None:
+        """Why reads and writes fail, in words for an operator: the cause of the newest failure, and what is done about
+        it; None where they do not. Never waits."""
+        cause = self._failing
+        if cause is None:
+            return None
+        return f"a commit failed, and no other has succeeded since: {cause}; it is tried again"
 
     def writer_busy_seconds(self) -> float:
         """How long the writer has been at one thing: a commit, or the callbacks of one. 0 where it waits for work, also
@@ -454,12 +468,17 @@ class Store:
         self._settle()
         with self._gate.shared(WAIT_SECONDS):
             if self._env is None or not self._healthy:
-                raise StoreFailed(f"{self._directory} cannot be read until a commit has succeeded again")
+                raise self._unreadable()
             try:
                 with self._env.begin() as txn:
                     yield txn, self._tables
             except lmdb.Error as error:
                 raise RecordDamaged(f"{self._directory}", f"LMDB could not read: {error}") from error
+
+    def _unreadable(self) -> StoreFailed:
+        return StoreFailed(
+            f"{self._directory} cannot be read until a commit has succeeded again: {self._failing or 'it is closed'}"
+        )
 
     def _settle(self) -> None:
         with self._changed:
@@ -497,7 +516,7 @@ class Store:
         """Exact only near the end of the map; where even the high-water mark is far from it, that mark."""
         with self._gate.shared(WAIT_SECONDS):
             if self._env is None or not self._healthy:
-                raise StoreFailed(f"{self._directory} cannot be read until a commit has succeeded again")
+                raise self._unreadable()
             used = _used_bytes(self._env)
             return used if used < self._max_map_size // 2 else self._measure()
 
@@ -593,7 +612,7 @@ class Store:
             )
         except BaseException as error:
             log.exception("%s: the writer died", self._directory)
-            self._mark_failed()
+            self._mark_failed(str(error))
             self._stopping = True
             self._answer(self._drain(), StoreFailed(f"the writer of {self._directory} died: {error!r}"))
 
@@ -774,9 +793,10 @@ class Store:
         except StoreFull:
             raise
         except _FAILURES as error:
-            log.error("%s: a commit failed, its outcome is unknown: %s", self._directory, error)
-            self._mark_failed()
-            failure = StoreFailed(f"a commit to {self._directory} failed, its outcome is unknown: {error}")
+            cause = _cause(error, self._directory)
+            log.error("%s: a commit failed, its outcome is unknown: %s", self._directory, cause)
+            self._mark_failed(cause)
+            failure = StoreFailed(f"a commit to {self._directory} failed, its outcome is unknown: {cause}")
             self._answer([*batch, *self._drain()], failure)
             self._recover(failure, max(sum(write.size for write in batch), self._pending.size))
             return False
@@ -828,9 +848,10 @@ class Store:
 
     # After a failure.
 
-    def _mark_failed(self) -> None:
+    def _mark_failed(self, cause: str) -> None:
         with self._changed:
             self._healthy = False
+            self._failing = cause
             self._failures += 1
             self._generation += 1
             self._changed.notify_all()
@@ -852,13 +873,16 @@ class Store:
                 self._reopen()
                 self._probe(size)
             except (*_FAILURES, StoreFull) as error:
-                log.warning("%s: still failing: %s", self._directory, error)
+                cause = _cause(error, self._directory)
+                log.warning("%s: still failing: %s", self._directory, cause)
                 with self._changed:
+                    self._failing = cause
                     self._failures += 1
                 delay = min(delay * 2, 2.0)
                 continue
             with self._changed:
                 self._healthy = True
+                self._failing = None
                 self._changed.notify_all()
             log.warning("%s: writes again", self._directory)
             return
@@ -900,6 +924,17 @@ class Store:
                 log.exception("%s: a durability callback raised; going on", self._directory)
 
 
+def _cause(error: BaseException, directory: Path) -> str:
+    """`error` in words that name a full disk: LMDB calls a write that found room for its first part an input/output
+    error."""
+    words = str(error)
+    with contextlib.suppress(OSError):
+        found = os.statvfs(directory)
+        if found.f_bavail * found.f_frsize < _FULL_BYTES and os.strerror(errno.ENOSPC) not in words:
+            words += f" ({os.strerror(errno.ENOSPC)})"
+    return words
+
+
 class Snapshot(Store):
     """What a directory held at one moment, to be read for as long as that takes while another process goes on writing,
     or of one that nobody writes. Pages that were freed since are not used again meanwhile, so the file grows.
@@ -916,6 +951,7 @@ class Snapshot(Store):
         self._gate = Gate()
         self._generation = 0
         self._healthy = True
+        self._failing = None
         creation.is_short(directory)
         try:
             env = lmdb.open(

@@ -60,8 +60,8 @@ class Pulse:
             return "draining"
         if not self._serving or store is None or disk is None:
             return self.unstarted()
-        if not store.healthy:
-            return "a commit failed, and no other has succeeded since; it is tried again"
+        if (failing := store.failing) is not None:
+            return failing
         figures = disk.figures
         if figures is None or figures.age_seconds > _DISK_SECONDS:
             return f"the disk has not told its free space for {_DISK_SECONDS:.0f} s"

@@ -91,6 +91,9 @@ class Journaled:
         self._on_replaced = on_replaced
         self._state: RunState | None = None
         self._broken: Exception | None = None
+        # Why it is not in memory, for callers; and which of these the log has told since it last was.
+        self._obstacle = ""
+        self._told: set[str] = set()
         self._last_checkpoint = clock()
         self.checkpointed_at = time.time()
         """Wall time: of the newest checkpoint, or of the reading from disk, if that was later. For eyes."""
@@ -123,7 +126,7 @@ class Journaled:
         if self._broken is not None:
             raise self._broken.with_traceback(None)
         if self._state is None:
-            raise Unavailable(f"run {self.name!r} is not loaded yet; try again")
+            raise Unavailable(f"run {self.name!r} is not loaded yet: {self._obstacle}; try again")
         return self._state
 
     def load(self) -> None:
@@ -145,13 +148,13 @@ class Journaled:
                 self._last_checkpoint -= self._rule.seconds
             self.checkpointed_at = time.time()
             self.take_news()
+            self._told.clear()
         except RecordDamaged as found:
             damage = found.named(self.name)
             _log.error("run_damaged", run=self.name, place=damage.place, why=damage.why)
             self._broken, self._state = damage, None
         except (StoreError, Unavailable) as error:
-            _log.warning("run_not_loaded", run=self.name, error=str(error))
-            self._state = None
+            self._hinder(self._store.failing or str(error))
         except PolicyError as error:
             _log.error("run_not_loaded", run=self.name, error=str(error))
             why = f"run {self.name!r} has a policy that this server does not know: {error}"
@@ -159,6 +162,13 @@ class Journaled:
         except Exception as error:
             _log.exception("run_not_loaded", run=self.name)
             self._broken, self._state = error, None
+
+    def _hinder(self, why: str) -> None:
+        """For now. Every caller tries to load it anew, some many times a second: the log has each cause once."""
+        if why not in self._told:
+            self._told.add(why)
+            _log.warning("run_not_loaded", run=self.name, error=why)
+        self._obstacle, self._state = why, None
 
     def check_step(self, step: int) -> None:
         """Unready where the run cannot go back to `step`."""

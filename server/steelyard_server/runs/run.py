@@ -255,7 +255,7 @@ class Run:
         )
 
     def _lost(self) -> None:
-        why = self._store.full or "join again"
+        why = self._store.failing or self._store.full or "join again"
         self._serving.lost(Unavailable(f"run {self._name!r} could not be written; {why}"))
 
     def _replaced(self) -> None:
