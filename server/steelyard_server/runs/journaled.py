@@ -92,7 +92,7 @@ class Journaled:
         self._state: RunState | None = None
         self._broken: Exception | None = None
         # Why it is not in memory, for callers; and which of these the log has told since it last was.
-        self._obstacle = ""
+        self._obstacle = "nobody has asked for it so far"
         self._told: set[str] = set()
         self._last_checkpoint = clock()
         self.checkpointed_at = time.time()
