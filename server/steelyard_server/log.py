@@ -11,6 +11,9 @@ from typing import cast
 
 import structlog
 
+_NAME_CHARACTERS = 128
+"""Of a name in the log, which is a caller's and not yet looked at."""
+
 
 def logger(name: str) -> structlog.stdlib.BoundLogger:
     """A logger of events: `logger(__name__).info("what_happened", run=name, step=step)`."""
@@ -28,3 +31,9 @@ def logger(name: str) -> structlog.stdlib.BoundLogger:
         cache_logger_on_first_use=True,
     )
     return cast("structlog.stdlib.BoundLogger", wrapped)
+
+
+def printable(name: str) -> str:
+    """For the log, which a terminal may show: what would move its cursor or begin a line is escaped."""
+    name = name[:_NAME_CHARACTERS]
+    return name if name.isprintable() else name.encode("unicode_escape").decode()

@@ -1,6 +1,7 @@
 """Who may do what at a real server: every call, for everyone who is somebody or nobody."""
 
 import hashlib
+import time
 from typing import Any
 
 import grpc
@@ -296,6 +297,53 @@ def test_a_certificate_is_a_principal_by_an_exact_name(with_certificates):
     for leaf in strangers:
         with tls_channel(server, files.ca, leaf) as stubs:
             assert outcome(stubs.runs.GetRun, runs_pb2.GetRunRequest(name="a-r")) == NOT_KNOWN
+
+
+def told(caplog, event):
+    return [one.msg for one in caplog.records if isinstance(one.msg, dict) and one.msg["event"] == event]
+
+
+def test_the_log_says_by_what_a_stranger_could_be_known(with_certificates, place, issuer, caplog):
+    server, files = with_certificates
+    asked = runs_pb2.GetRunRequest(name="a-r")
+    caplog.set_level("INFO", "steelyard_server")
+    # As many lines a second as one refusal has.
+    time.sleep(1.1)
+    leaf = files.ca.issue_cert(
+        *(f"{number}.internal" for number in range(20)), common_name="cn\x1b[2J" + "x" * 40
+    )
+    with tls_channel(server, files.ca, leaf) as stubs:
+        assert outcome(stubs.runs.GetRun, asked) == NOT_KNOWN
+    [line] = told(caplog, "caller_refused")
+    assert len(line["names"]) == 8
+    assert "0.internal" in line["names"]
+    assert line["common_name"] == "cn\\x1b[2J" + "x" * 40
+    caplog.clear()
+    server, files = place
+    token = issuer.token(team="vision", sub="new\n" + "x" * 500)
+    with tls_channel(server, files.ca, token=token) as stubs:
+        assert outcome(stubs.runs.GetRun, asked) == NOT_KNOWN
+    [line] = told(caplog, "caller_refused")
+    assert line["subject"] == "new\\n" + "x" * 124
+    assert token not in caplog.text
+
+
+def test_the_log_says_what_somebody_asked_for_who_may_not(place, caplog, eventually):
+    server, files = place
+    caplog.set_level("INFO", "steelyard_server")
+    with tls_channel(server, files.ca, token=TOKENS["reader"]) as stubs:
+        assert outcome(stubs.runs.DeleteRun, runs_pb2.DeleteRunRequest(name="a-r"))[0] == "PERMISSION_DENIED"
+        fork = runs_pb2.ForkRequest(name="a-r", new_name="a-\x1b" + "x" * 200)
+        assert outcome(stubs.runs.Fork, fork)[0] == "PERMISSION_DENIED"
+        assert (
+            outcome(stubs.runs.DeleteRun, runs_pb2.DeleteRunRequest(name="c\n" + "x" * 500))[0] == "NOT_FOUND"
+        )
+        assert outcome(stubs.trainers.Train, join("a-r"))[0] == "PERMISSION_DENIED"
+    # Each is told of when its answer has gone.
+    assert eventually(lambda: len(told(caplog, "call")) == 4)
+    lines = told(caplog, "call")
+    assert sorted(line["run"] for line in lines) == ["a-r", "a-r", "a-r", "c\\n" + "x" * 126]
+    assert {line["principal"] for line in lines} == {"reader"}
 
 
 def test_a_token_decides_where_there_is_a_certificate_too(with_certificates):

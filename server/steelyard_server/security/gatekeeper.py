@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from steelyard_server.config import ConfigError, Settings
-from steelyard_server.log import logger
+from steelyard_server.log import logger, printable
 from steelyard_server.security import principals, tokens
 from steelyard_server.security.caller import ANYONE, Caller
 from steelyard_server.security.errors import Refused, Unauthenticated
-from steelyard_server.security.evidence import Certificate, Evidence, Local
+from steelyard_server.security.evidence import Certificate, Evidence, Local, Proven
 from steelyard_server.security.keys import FileKeys, Keys, UrlKeys
 from steelyard_server.security.quotas import Bucket
 from steelyard_server.security.tokens import JwtRules, Jwts
@@ -28,6 +28,8 @@ _WAYS = {
     "local": ("being on this machine (local = true)", "listen to be unix:PATH"),
 }
 """Ways of recognising a principal that not every server has: in words, and the settings that it needs."""
+_NAMES_LOGGED = 8
+"""Of a certificate, which may have hundreds."""
 _NAMES = ("peer_uri", "peer_dns", "peer_email", "peer_ip")
 
 _log = logger(__name__)
@@ -92,13 +94,14 @@ class Gatekeeper:
         """Unauthenticated: no credentials, or none that count. A token, where there is one, decides alone."""
         if self._table is None:
             return ANYONE, None
+        evidence = None
         try:
             evidence = await self._evidence(context)
             found = self._table.value.recognise(evidence)
             if found is None:
                 raise Refused("principal_unknown")
         except Refused as refused:
-            self._refuse(refused.reason, method, context.peer())
+            self._refuse(refused.reason, method, context.peer(), evidence)
             raise Unauthenticated from None
         return found, evidence
 
@@ -120,19 +123,30 @@ class Gatekeeper:
             raise Refused("no_credentials")
         return certificate(auth)
 
-    def _refuse(self, reason: str, method: str, peer: str) -> None:
+    def _refuse(self, reason: str, method: str, peer: str, evidence: Evidence | None) -> None:
         self.tally.auth_failed(reason)
         now = time.monotonic()
         bucket = self._logged.setdefault(reason, Bucket(_LOGGED_A_SECOND, now))
         if bucket.wait(now, 1.0) == 0:
             bucket.spend(1.0)
-            _log.warning("caller_refused", reason=reason, method=method, peer=peer)
+            _log.warning("caller_refused", reason=reason, method=method, peer=peer, **_shown(evidence))
 
 
 def certificate(auth: Mapping[str, Any]) -> Certificate:
     """From what gRPC says of a verified peer."""
     names = frozenset(_text(name) for kind in _NAMES for name in auth.get(kind, ()))
     return Certificate(names, "".join(_text(name) for name in list(auth.get("x509_common_name", ()))[:1]))
+
+
+def _shown(evidence: Evidence | None) -> dict[str, object]:
+    """By what somebody could be put into the access file, as far as it was verified; of a token that is known by its
+    hash, nothing."""
+    if isinstance(evidence, Certificate):
+        names = [printable(name) for name in sorted(evidence.names)[:_NAMES_LOGGED]]
+        return {"names": names, "common_name": printable(evidence.common_name)}
+    if isinstance(evidence, Proven):
+        return {"subject": printable(str(evidence.claims.get("sub", "")))}
+    return {}
 
 
 def _text(value: bytes | str) -> str:

@@ -16,12 +16,10 @@ from typing import Any, Literal, cast
 import grpc
 from structlog.contextvars import bind_contextvars
 
+from steelyard_server.log import printable
 from steelyard_server.runs.errors import NotNow
 from steelyard_server.service.errors import refusal_of
 from steelyard_server.service.once import Once, Outcome
-
-_NAME_CHARACTERS = 128
-"""Of a name in the log, which is a caller's and not yet looked at."""
 
 NothingYet = Literal["nothing yet"]
 NOTHING_YET: NothingYet = "nothing yet"
@@ -112,12 +110,6 @@ def offloaded(methods: object, executor: Executor, once: Once | None = None) -> 
             else:
                 handlers[name] = unary(executor, method, once)
     return SimpleNamespace(**handlers)
-
-
-def printable(name: str) -> str:
-    """For the log, which a terminal may show: what would move its cursor or begin a line is escaped."""
-    name = name[:_NAME_CHARACTERS]
-    return name if name.isprintable() else name.encode("unicode_escape").decode()
 
 
 def _say_what(request: Any) -> None:

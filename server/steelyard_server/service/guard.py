@@ -20,10 +20,10 @@ from structlog.contextvars import bind_contextvars
 
 from steelyard_server.config import Settings
 from steelyard_server.log import logger
-from steelyard_server.runs.errors import Exhausted
+from steelyard_server.runs.errors import Exhausted, Missing
 from steelyard_server.security import rules
 from steelyard_server.security.caller import Caller, caller
-from steelyard_server.security.errors import Unauthenticated
+from steelyard_server.security.errors import Forbidden, Unauthenticated
 from steelyard_server.security.gate import Gate
 from steelyard_server.security.gatekeeper import Gatekeeper, Tally
 from steelyard_server.security.quotas import UNLIMITED, Account, Accounts
@@ -104,7 +104,11 @@ class Guard(grpc.aio.ServerInterceptor):
                     account.spend_bytes(len(raw))
                 with gate:
                     request = call.parse(raw)
-                    call.judge(who, request)
+                    try:
+                        call.judge(who, request)
+                    except (Forbidden, Missing):
+                        bind_contextvars(**call.asked(request))
+                        raise
                     data = call.answer(who, await inner(request, context))
             except grpc.aio.BaseError:
                 raise
@@ -144,6 +148,9 @@ class Guard(grpc.aio.ServerInterceptor):
                 if why is None:
                     raise
                 await context.abort(*refusal_of(why))
+            finally:
+                if stream is not None:
+                    bind_contextvars(**stream.refused)
 
         return serve
 

@@ -11,9 +11,11 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from steelyard_server.runs.errors import Invalid
+from steelyard_server.log import printable
+from steelyard_server.runs.errors import Invalid, Missing
 from steelyard_server.security import rules
 from steelyard_server.security.caller import ANYONE, Caller
+from steelyard_server.security.errors import Forbidden
 from steelyard_server.security.evidence import Evidence
 from steelyard_server.security.quotas import Account
 from steelyard_server.security.rules import Row
@@ -50,6 +52,16 @@ class Call:
         """Raises where the caller may not do this."""
         if who is not None and who is not ANYONE:
             rules.judge(self.row, who.rights, request, self.dataset_of)
+
+    def asked(self, request: Any) -> dict[str, str]:
+        """The run and dataset that a request names, for the log: of one that is refused no handler says it."""
+        needs = () if self.row is None or request is None else self.row.needs
+        # The first of a kind: a fork names the run that it is of, and then the new one.
+        return {
+            need.kind: printable(rules.value_at(request, need.field))
+            for need in reversed(needs)
+            if not need.of_run
+        }
 
     def answer(self, who: Caller | None, response: Any) -> bytes:
         """On the wire, with only what the caller may see."""
@@ -98,6 +110,8 @@ class Stream:
         self._task = asyncio.current_task()
         self._awaits_join = call.row is not None and call.row.at_join
         self._judged: Any = None
+        self.refused: dict[str, str] = {}
+        """What was asked for, where it was refused. For the log, by the task of the call: another one may read."""
         self.ending: Exception | None = None
         """Why the guard ends it."""
         if not self._awaits_join and (call.row is None or not call.row.needs):
@@ -111,7 +125,7 @@ class Stream:
         raw = await first_message(self._context)
         self._pay(raw)
         self._judged = self.call.parse(raw)
-        self.call.judge(self.who, self._judged)
+        self._judge_first()
         return self._judged
 
     async def read(self) -> Any:
@@ -131,7 +145,7 @@ class Stream:
             self._awaits_join = False
             # Anything else than a Join is the handler's to refuse.
             self._judged = request.messages[0].join
-            self.call.judge(self.who, self._judged)
+            self._judge_first()
         return request
 
     async def requests(self) -> AsyncIterator[Any]:
@@ -142,6 +156,13 @@ class Stream:
         data = self.call.serialiser(message)
         self._pay(data)
         return self._context.write(data)
+
+    def _judge_first(self) -> None:
+        try:
+            self.call.judge(self.who, self._judged)
+        except (Forbidden, Missing):
+            self.refused = self.call.asked(self._judged)
+            raise
 
     def judge_again(self, who: Caller, account: Account | None, generation: int) -> None:
         """Raises where the caller, as it is known by now, may not go on."""

@@ -15,12 +15,12 @@ from structlog.contextvars import bind_contextvars
 from steelyard.v1 import trainer_pb2 as pb
 from steelyard.v1 import trainer_pb2_grpc
 from steelyard_server.history.errors import StoreFull
+from steelyard_server.log import printable
 from steelyard_server.runs.catalog import Catalog
 from steelyard_server.runs.errors import Invalid
 from steelyard_server.runs.messages import Acknowledgement, Credit, Outgoing, Refusal, Report
 from steelyard_server.runs.run import Run
 from steelyard_server.service import convert
-from steelyard_server.service.calls import printable
 from steelyard_server.service.errors import status_of, trailers_of
 
 MAX_UNANSWERED = 1024
