@@ -227,6 +227,16 @@ def test_a_second_opener_is_told_who_holds_the_directory(store: Store, tmp_path:
     store.commit([Put(META, b"k", b"v")])
 
 
+def test_a_folder_that_it_makes_is_its_owner_s_and_one_that_was_there_keeps_its_rights(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there").chmod(0o750)
+    for name, mode in (("new", 0o700), ("there", 0o750)):
+        Store.open(tmp_path / name).close()
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode
+
+
 def test_a_closed_directory_can_be_opened_again(tmp_path: Path) -> None:
     for i in range(3):
         store = Store.open(tmp_path)

@@ -223,7 +223,8 @@ class Store:
             raise ValueError(f"map_size must be at least {MIN_MAP_SIZE} bytes, not {map_size}")
         if not interval > 0:
             raise ValueError(f"interval must be a number of seconds above 0, not {interval}")
-        directory.mkdir(parents=True, exist_ok=True)
+        # Whoever could read it would know what is trained, and by what losses. One that is there keeps its rights.
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Before anything is written, the lock file included: a folder of a newer program stays as it is. What else
         # may be wrong is said when nobody else writes to it.
         with contextlib.suppress(StoreFailed, StoreDamaged):

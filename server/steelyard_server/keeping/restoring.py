@@ -112,7 +112,7 @@ def _folder(directory: Path) -> Iterator[bool]:
     all that had to be made on the way to it, unless something is in it."""
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in reversed(missing):
             _own_as(path, path.parent)
         for path in missing or [directory]:
