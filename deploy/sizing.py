@@ -48,13 +48,15 @@ def _sizes(examples: list[int], batches: list[int]) -> Any:
         "checkpoints B/example",
         "history B/example",
         "observed B/example",
+        "in use MB",
+        "runbook's sum MB",
     )
     yield "  ".join(heads)
     for name, draw in DRAWS.items():
         for size in examples:
             for batch in batches:
                 with tempfile.TemporaryDirectory() as folder:
-                    journal, retention = _trained(Path(folder), draw, size, batch)
+                    journal, retention, live = _trained(Path(folder), draw, size, batch)
                 values = (
                     name,
                     f"{size}",
@@ -64,19 +66,22 @@ def _sizes(examples: list[int], batches: list[int]) -> Any:
                     f"{retention.checkpoint_bytes / size:.1f}",
                     f"{retention.history_bytes / size:.1f}",
                     f"{(retention.journal_bytes - journal) / size:.1f}" if "score" in draw else "-",
+                    f"{live / 1e6:.1f}",
+                    f"{(size * 105 + STEPS * batch * 24 + batch * 5500) / 1e6:.1f}",
                 )
                 yield "  ".join(value.rjust(len(head)) for head, value in zip(heads, values, strict=True))
 
 
-def _trained(folder: Path, draw: dict[str, Any], size: int, batch: int) -> tuple[int, Any]:
-    """Bytes of the journal of STEPS steps, and the retention of the run that did them, saved. A scored one had a loss
-    of every example before."""
+def _trained(folder: Path, draw: dict[str, Any], size: int, batch: int) -> tuple[int, Any, int]:
+    """Bytes of the journal of STEPS steps, the retention of the run that did them, saved, and the bytes in use of the
+    file. A scored one had a loss of every example before, which the runbook's sum leaves out."""
     with steelyard.local(folder) as client:
         before = _train(client, draw, size, batch)
     # Stopping saved it.
     with steelyard.local(folder) as client:
         retention = client.run("r").retention()
-    return retention.journal_bytes - before, retention
+        live = client.admin.check().figures["live_bytes"]
+    return retention.journal_bytes - before, retention, live
 
 
 def _train(client: steelyard.Client, draw: dict[str, Any], size: int, batch: int) -> int:

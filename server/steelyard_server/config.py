@@ -192,7 +192,8 @@ class Settings(BaseSettings):
     """Seconds between two backups that the server makes by itself; 0: only when asked (`steelyard backup`)."""
 
     backup_keep: int = Field(default=7, ge=1, le=100_000)
-    """Backups that are kept in backup_to. Older ones are removed when a new one is whole."""
+    """Backups that are kept in backup_to, of each store. Older ones are removed when a new one is whole there, whoever
+    asked for them; never those in a folder below it."""
 
     backup_timeout_seconds: float = Field(default=3600.0, gt=0, le=86400, allow_inf_nan=False)
     """Longest time that a backup may take. Until it ends, pages freed meanwhile are not used again: the file grows."""

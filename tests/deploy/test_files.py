@@ -180,6 +180,19 @@ def test_the_unit_leaves_a_server_the_time_to_drain(options: Any) -> None:
     assert {flag for flag in flags if flag.startswith("--")} <= options(verb)
 
 
+def test_the_unit_may_write_where_the_runbook_has_backups_go() -> None:
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read(DEPLOY / "systemd" / "steelyard.service")
+    place = "/var/backups/steelyard"
+    assert unit["Service"]["ProtectSystem"] == "strict"
+    assert unit["Service"]["ReadWritePaths"] == f"-{place}"
+    assert f"--backup-to {place}`" in (DEPLOY / "RUNBOOK.md").read_text(encoding="utf-8")
+    assert f"d {place} 0700 steelyard steelyard -" in (
+        (DEPLOY / "systemd" / "steelyard.tmpfiles").read_text().splitlines()
+    )
+
+
 def test_the_example_job_starts_what_the_example_is(yaml: Any) -> None:
     service, policy, claim, job = yaml("examples/trainer-job.yaml")
     spec = job["spec"]

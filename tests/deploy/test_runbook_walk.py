@@ -191,12 +191,17 @@ def test_the_runbook_from_an_older_version_to_a_restored_server_that_serves_what
     host.lend_packages(new)
     host.run("drain", SERVER=server)
     assert host.ended() == 0, host.log()
-    [kept] = re.findall(r"^\S+/(\S+): ", host.run("backup-stopped"), flags=re.MULTILINE)
+    host.run("backup-stopped")
+    said = host.run("backup-before-stopped", VERSION=new)
+    [kept] = re.findall(r"^\S+/(\S+): ", said, flags=re.MULTILINE)
     settings: dict[str, object] = {PREFIX + "BACKUP_TO": host.path("/var/backups/steelyard")}
+    # The way back outlasts what each new backup removes.
+    settings[PREFIX + "BACKUP_KEEP"] = 1
     host.serve(**settings)
     host.run("ready")
     upgraded = trained(host, old, 10) | trained(host, new, 10)
 
+    host.run("backup-before")
     host.run("backup")
     lost = trained(host, new, 10)
     host.kill()
