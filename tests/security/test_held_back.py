@@ -2,6 +2,7 @@
 places of health taken."""
 
 import asyncio
+import contextlib
 import hashlib
 import queue
 import threading
@@ -115,18 +116,24 @@ def test_requests_without_a_message_do_not_keep_a_stream_open_that_never_joins(l
     assert (code, "expected a message within" in text) == ("INVALID_ARGUMENT", True)
 
 
-def test_whoever_watches_health_takes_no_place_of_those_who_ask(local, monkeypatch, eventually):
+def test_whoever_watches_health_takes_no_place_of_those_who_ask(local, eventually):
     """Anybody may watch, without credentials: a probe that was refused for that would end the server."""
     server, channel, _ = local
     watch: Any = channel.unary_stream(HEALTH + "Watch")
-    watching = [watch(b"", timeout=60) for _ in range(guard._HEALTH_CALLS)]
-    eventually(lambda: server.guard._watchers.inside == guard._HEALTH_CALLS)
-    assert refusal(watch, b"")[0] == "RESOURCE_EXHAUSTED"
-    check: Any = channel.unary_unary(HEALTH + "Check")
-    assert check(b"", timeout=20) == b"\x08\x01"
-    for one in watching:
-        one.cancel()
-    eventually(lambda: server.guard._watchers.inside == 0)
+    watching = list[Any]()
+    with contextlib.ExitStack() as connections:
+        # A connection carries no more calls than max_concurrent_streams.
+        while len(watching) < guard._HEALTH_CALLS:
+            other = grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)])
+            one: Any = connections.enter_context(other).unary_stream(HEALTH + "Watch")
+            watching += [one(b"", timeout=60) for _ in range(guard._HEALTH_CALLS // 4)]
+        eventually(lambda: server.guard._watchers.inside == guard._HEALTH_CALLS)
+        assert refusal(watch, b"")[0] == "RESOURCE_EXHAUSTED"
+        check: Any = channel.unary_unary(HEALTH + "Check")
+        assert check(b"", timeout=20) == b"\x08\x01"
+        for call in watching:
+            call.cancel()
+        eventually(lambda: server.guard._watchers.inside == 0)
 
 
 def test_a_stream_that_was_let_in_by_a_file_that_was_changed_meanwhile_is_looked_at(local, eventually):
