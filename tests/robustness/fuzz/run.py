@@ -85,7 +85,7 @@ class Search:
         folder = self._stack.enter_context(
             tempfile.TemporaryDirectory(dir=memory, ignore_cleanup_errors=True)
         )
-        return World(Path(folder))
+        return World(Path(folder) / "data")
 
     def close(self) -> None:
         if self._world is not None:

@@ -113,7 +113,7 @@ class World:
         self._store = Store.open(folder, durability="interval", interval=0.5)
         limits = Limits(max_runs=12, max_datasets=12, max_examples=20_000)
         self.catalog = Catalog(self._store, CheckpointRule(), 1 << 20, limits)
-        self._place = folder / "backups"
+        self._place = folder.with_name(f"{folder.name}-backups")
         self._keeper = Keeper(self._store, folder, to=str(self._place), keep=2)
         services = (
             DatasetService(self.catalog),
